@@ -1,0 +1,1 @@
+"""The maths, free of hosts and devices: neurons, spike functions, the sequence reference."""

@@ -1,0 +1,203 @@
+"""What a neuron is: states, parameters, and three pure functions.
+
+The field writes every discrete-time spiking neuron as charge, fire, reset. A
+:class:`Neuron` holds exactly those three functions, written on torch tensors, with the
+names of what they read. Everything else in this package (the sequence reference, the
+gradients, the two hosts' modules) is derived from it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+Value = float | Tensor
+
+
+class Values(SimpleNamespace):
+    """The numbers a step reads: every parameter and constant by name, and ``spike``.
+
+    ``p.spike`` is the spike function (a surrogate, or any callable from a tensor to a
+    tensor). Everything is in *effective* form: a decay, not the logit it is trained as.
+    """
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A number a neuron reads that may be a tensor and may carry a gradient.
+
+    Args:
+        name: the attribute of ``p`` it is read as.
+        low: exclusive lower bound of its domain.
+        high: exclusive upper bound of its domain.
+        closed: whether the two bounds belong to the domain.
+    """
+
+    name: str
+    low: float = -math.inf
+    high: float = math.inf
+    closed: bool = False
+
+    @property
+    def domain(self) -> str:
+        """The domain in words, for error messages."""
+        left, right = "[]" if self.closed else "()"
+        if math.isinf(self.low) and math.isinf(self.high):
+            return "finite"
+        return f"finite and in {left}{self.low:g}, {self.high:g}{right}"
+
+    def contains(self, low: float, high: float) -> bool:
+        """Whether the range ``low..high`` is finite and inside the domain (NaN is not)."""
+        if not (math.isfinite(low) and math.isfinite(high)):
+            return False
+        if self.closed:
+            return self.low <= low and high <= self.high
+        return self.low < low and high < self.high
+
+    def probe(self) -> float:
+        """Some value inside the domain, to try a neuron's functions with."""
+        if math.isinf(self.low) and math.isinf(self.high):
+            return 0.75
+        if math.isinf(self.high):
+            return self.low + 0.75
+        if math.isinf(self.low):
+            return self.high - 0.75
+        return (self.low + self.high) / 2
+
+
+@dataclass(frozen=True)
+class Neuron:
+    """A spiking neuron: a frozen description that checks itself when it is made.
+
+    The three functions are pure and element-wise. They get tuples of tensors in the order
+    of ``inputs`` and ``states``, and ``p``, a :class:`Values`::
+
+        charge(inputs, states, p) -> states     integrate the input currents
+        fire(states, p) -> output               from the charged states
+        reset(states, output, p) -> states      from the charged states and the raw output
+
+    ``states[0]`` is the membrane potential, which the spike function reads. Tensors have any
+    shape; parameters broadcast against them.
+
+    Args:
+        name: the field's name of the model.
+        inputs: names of the input currents.
+        states: names of the carried states, membrane potential first.
+        parameters: what may be learned.
+        constants: names of the plain Python numbers.
+        charge, fire, reset: the equations.
+        source: paper and equation numbers, and what was inferred.
+
+    Raises:
+        ValueError: a name is missing, repeated or reserved; a function reads a name that is not
+            declared, returns the wrong number of tensors, changes a shape, or writes in place.
+    """
+
+    name: str
+    inputs: tuple[str, ...]
+    states: tuple[str, ...]
+    parameters: tuple[Parameter, ...]
+    constants: tuple[str, ...]
+    charge: Callable[[Tensors, Tensors, Any], Tensors]
+    fire: Callable[[Tensors, Any], Tensor]
+    reset: Callable[[Tensors, Tensor, Any], Tensors]
+    source: str
+
+    def __post_init__(self) -> None:
+        names = [*self.inputs, *self.states, *self.value_names]
+        if not self.inputs or not self.states:
+            raise ValueError(f"{self.name}: needs at least one input and one state")
+        for name in names:
+            if not name.isidentifier() or name == "spike":
+                raise ValueError(f"{self.name}: {name!r} cannot be a name (identifiers, not 'spike')")
+        if len(set(names)) != len(names):
+            raise ValueError(f"{self.name}: a name is used twice in {names}")
+        self._try_functions()
+
+    @property
+    def value_names(self) -> tuple[str, ...]:
+        """Names of all parameters, then all constants: what ``p`` must hold besides ``spike``."""
+        return (*(parameter.name for parameter in self.parameters), *self.constants)
+
+    def check_values(self, values: Mapping[str, Value]) -> None:
+        """Refuse values that are missing, unknown, not finite or outside their domain.
+
+        Tensors are looked at on the CPU only: on another device that would wait for the device
+        at each call, so there they are checked when a module is made, not when it runs.
+
+        Raises:
+            ValueError: what was expected, what came.
+        """
+        if values.keys() != set(self.value_names):
+            missing = sorted(set(self.value_names) - values.keys())
+            unknown = sorted(values.keys() - set(self.value_names))
+            raise ValueError(f"{self.name}: missing values {missing}, unknown values {unknown}")
+        for parameter in self.parameters:
+            self.check_value(parameter, values[parameter.name])
+        for name in self.constants:
+            self.check_value(Parameter(name), values[name])
+
+    def check_value(self, parameter: Parameter, value: Value) -> None:
+        """Refuse one value that is not finite or outside the domain of ``parameter``."""
+        if isinstance(value, Tensor):
+            if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
+                return
+            ends = value.detach()
+            ends = ends.expand(2) if ends.dim() == 0 else torch.stack(torch.aminmax(ends))
+            low, high = ends.tolist()
+        else:
+            low = high = float(value)
+        if not parameter.contains(low, high):
+            got = f"{low:g}" if low == high or math.isnan(low) else f"values from {low:g} to {high:g}"
+            raise ValueError(f"{self.name}: {parameter.name} must be {parameter.domain}, got {got}")
+
+    def parameter(self, name: str) -> Parameter:
+        """The declared parameter of that name."""
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(name)
+
+    def with_state_map(self, function: Callable[[Tensor], Tensor]) -> Neuron:
+        """The same neuron with every state passed through ``function`` after charging.
+
+        For state quantisation: the map acts once a step, before the threshold.
+        """
+
+        def charge(inputs: Tensors, states: Tensors, p: Any) -> Tensors:
+            return tuple(function(state) for state in self.charge(inputs, states, p))
+
+        return replace(self, charge=charge)
+
+    def _try_functions(self) -> None:
+        def column(values: Iterable[float]) -> Tensors:
+            return tuple(torch.full((2,), value, dtype=torch.float64) for value in values)
+
+        p = Values(
+            **{parameter.name: parameter.probe() for parameter in self.parameters},
+            **dict.fromkeys(self.constants, 0.0),
+            spike=lambda x: (x >= 0).to(x.dtype),
+        )
+        inputs = column(0.5 for _ in self.inputs)
+        states = column(0.25 for _ in self.states)
+        try:
+            charged = self.charge(inputs, states, p)
+            output = self.fire(charged, p)
+            after = self.reset(charged, output, p)
+        except AttributeError as error:
+            raise ValueError(f"{self.name}: a function reads a name that is not declared: {error}") from error
+        for label, result in (("charge", charged), ("reset", after)):
+            if not isinstance(result, tuple) or len(result) != len(self.states):
+                raise ValueError(f"{self.name}: {label} must return a tuple of {len(self.states)} states")
+        for tensor in (*charged, output, *after):
+            if not isinstance(tensor, Tensor) or tensor.shape != (2,):
+                raise ValueError(f"{self.name}: every result must be a tensor of its inputs' shape")
+        if any(tensor._version for tensor in (*inputs, *states)):
+            raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")

@@ -1,0 +1,94 @@
+"""A neuron over time in plain torch: the definition of right.
+
+Every other path (kernels, hosts) is compared with this one. The loop takes its inputs by
+``unbind``: indexing a sequence that needs a gradient inside a loop makes the backward pass
+quadratic in T.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .neuron import Neuron, Tensors, Values
+
+Carry = Literal["after_reset", "before_reset"]
+
+
+class Result(NamedTuple):
+    """What a neuron returns.
+
+    Attributes:
+        output: spikes, ``[T, N, *]`` for a sequence, ``[N, *]`` for a step.
+        states: the carried states, each ``[N, *]``, in the neuron's order.
+        trace: per state the carried value of every step, ``[T, N, *]``; empty unless asked for.
+    """
+
+    output: Tensor
+    states: Tensors
+    trace: Tensors = ()
+
+
+def settle(neuron: Neuron, charged: Tensors, output: Tensor, p: Values, detach_reset: bool) -> Tensors:
+    """The states after the reset that ``output`` causes."""
+    return neuron.reset(charged, output.detach() if detach_reset else output, p)
+
+
+def run(
+    neuron: Neuron,
+    inputs: Iterable[Tensors],
+    states: Tensors,
+    p: Values,
+    *,
+    detach_reset: bool,
+    carry: Carry,
+) -> tuple[list[Tensor], list[Tensors]]:
+    """Charge, fire, reset for every step of ``inputs``.
+
+    Args:
+        neuron: the equations.
+        inputs: per step the tuple of input currents, each ``[N, *]``.
+        states: the carried states, in the form ``carry`` names.
+        p: effective values and the spike function.
+        detach_reset: treat the spike inside the reset as a constant.
+        carry: ``"after_reset"`` carries the states after each step's reset (SpikingJelly);
+            ``"before_reset"`` carries the charged states, so a spike shows in them, and the
+            reset happens first thing in the next step (snnTorch).
+
+    Returns:
+        per step the output, and per step the carried states. With ``carry="before_reset"`` the
+        first step resets ``states`` by the spike they imply; inside the sequence the emitted
+        output is reused, never recomputed.
+    """
+    outputs: list[Tensor] = []
+    carried: list[Tensors] = []
+    previous: Tensor | None = None
+    for now in inputs:
+        if carry == "before_reset":
+            if previous is None:
+                previous = neuron.fire(states, p)
+            states = settle(neuron, states, previous, p, detach_reset)
+        states = neuron.charge(now, states, p)
+        previous = neuron.fire(states, p)
+        if carry == "after_reset":
+            states = settle(neuron, states, previous, p, detach_reset)
+        outputs.append(previous)
+        carried.append(states)
+    return outputs, carried
+
+
+def stack_like(steps: list[Tensor], like: Tensor) -> Tensor:
+    """Stack steps ``[N, *]`` along time with the strides of ``like`` ``[T, N, *]``.
+
+    A channels-last input so gives a channels-last output. Element-wise steps keep the strides
+    of their input, so the stack is a plain copy in memory order.
+    """
+    order = sorted(range(like.dim()), key=lambda d: like.stride(d), reverse=True)
+    if like.is_contiguous() or not like.permute(order).is_contiguous():
+        return torch.stack(steps)
+    inner = [d - 1 for d in order if d != 0]
+    stacked = torch.stack([step.permute(inner) for step in steps], dim=order.index(0))
+    return stacked.permute([order.index(d) for d in range(like.dim())])

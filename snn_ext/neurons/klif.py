@@ -1,0 +1,125 @@
+"""KLIF: a learnable slope k and a ReLU before the threshold (Jiang and Zhang, arXiv 2302.09238).
+
+The body of the paper could not be read; the equations are those that SpikingJelly's
+documentation transcribed ten days after the preprint, and that its ``klif_step`` computes.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..core.neuron import Neuron, Parameter, Tensors, Value
+from .lif import THRESHOLD, Decay, Reset, fire, leak, reset_membrane
+
+Constraint = Literal["clamp", "softplus"] | None
+
+_SMALLEST_K = 1e-3
+
+
+@cache
+def klif(
+    decay: Decay = "tau",
+    decay_input: bool = True,
+    reset: Reset = "hard",
+    scale_reset: bool = False,
+    relu: bool = True,
+) -> Neuron:
+    """The KLIF neuron.
+
+    ::
+
+        charge   h[t] = leak(v[t-1], x[t])          as for LIF
+                 f[t] = relu(k h[t])
+        fire     s[t] = spike(f[t] - v_threshold)
+        reset    v[t] = (1 - s[t]) f[t] + s[t] v_reset        hard, the paper's form
+                 v[t] = f[t] - s[t] v_threshold               soft
+
+    The reset acts on ``f``, so k multiplies the carried state at every step. With
+    ``scale_reset`` (an option of SpikingJelly, not of the paper) it acts on ``f / k`` with
+    threshold ``v_threshold / k``, and k only moves the comparison.
+
+    Args:
+        decay, decay_input, reset: as for :func:`snn_ext.neurons.lif.lif`.
+        scale_reset: divide by k before the reset; k must then be > 0.
+        relu: ``False`` leaves the ReLU out, for ablations (with k = 1 this is LIF).
+    """
+    parameter, charge = leak(decay, decay_input)
+    reset_v = reset_membrane(reset)
+
+    def charge_scaled(inputs: Tensors, states: Tensors, p: Any) -> Tensors:
+        scaled = p.k * charge(states[0], inputs[0], p)
+        return (torch.relu(scaled) if relu else scaled,)
+
+    def reset_scaled(states: Tensors, s: Tensor, p: Any) -> Tensors:
+        if scale_reset:
+            return (reset_v(states[0] / p.k, s, p.v_threshold / p.k, p),)
+        return (reset_v(states[0], s, p.v_threshold, p),)
+
+    return Neuron(
+        name="KLIF",
+        inputs=("x",),
+        states=("v",),
+        parameters=(Parameter("k", low=0.0 if scale_reset else -math.inf), parameter, THRESHOLD),
+        constants=("v_reset",),
+        charge=charge_scaled,
+        fire=fire,
+        reset=reset_scaled,
+        source=(
+            "arXiv 2302.09238; equations as transcribed in SpikingJelly's documentation "
+            "(the paper's body was not readable); scale_reset is SpikingJelly's."
+        ),
+    )
+
+
+def k_bounds(tau: Value | None = None, beta: Value | None = None) -> tuple[float, Value]:
+    """The range in which k neither silences nor diverges: ``[1e-3, tau / (tau - 1)]``.
+
+    Without input and spikes the unscaled neuron decays by ``k (1 - 1/tau)`` a step; at the upper
+    bound it is a perfect integrator. With a decay factor the bound is ``1 / beta`` (infinite for
+    ``beta = 0``).
+    """
+    if tau is not None:
+        return _SMALLEST_K, tau / (tau - 1)
+    if isinstance(beta, Tensor):
+        return _SMALLEST_K, 1 / beta.detach()
+    return _SMALLEST_K, 1 / beta if beta else math.inf
+
+
+def effective_k(k: Tensor, constraint: Constraint) -> Tensor:
+    """The k that the equations read, from the trained parameter.
+
+    ``None`` and ``"clamp"``: the parameter itself (for ``"clamp"`` it is kept in
+    :func:`k_bounds` by :func:`clamp_k_`). ``"softplus"``: ``log(1 + exp(parameter))``.
+    """
+    return F.softplus(k) if constraint == "softplus" else k
+
+
+def raw_k(k: Tensor, constraint: Constraint) -> Tensor:
+    """The parameter whose :func:`effective_k` is ``k``.
+
+    Raises:
+        ValueError: an unknown constraint, or k <= 0 with ``"softplus"``.
+    """
+    if constraint not in (None, "clamp", "softplus"):
+        raise ValueError(f"k_constraint must be None, 'clamp' or 'softplus', got {constraint!r}")
+    if constraint != "softplus":
+        return k
+    if not bool((k > 0).all()):
+        raise ValueError(f"KLIF: k must be > 0 with k_constraint='softplus', got {k.tolist()}")
+    return k + torch.log(-torch.expm1(-k))
+
+
+def clamp_k_(k: Tensor, low: Value, high: Value) -> None:
+    """Write k back into its bounds, in place and outside the graph.
+
+    Goes through ``.data``: a step loop between two optimiser steps, where k is in its bounds
+    already, must not invalidate the graph it is building.
+    """
+    bounds = [torch.as_tensor(bound, dtype=k.dtype, device=k.device).detach() for bound in (low, high)]
+    k.data.clamp_(*bounds)

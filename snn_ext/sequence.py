@@ -1,0 +1,220 @@
+"""Run a neuron over time: the one entry that both hosts' modules call.
+
+:func:`run` takes a whole sequence ``[T, N, *]``, :func:`step` one time step ``[N, *]``. Both
+check what they are given before anything happens, choose a backend, and return the same
+numbers: a sequence, its steps one by one, and its chunks with carried states agree bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .core import reference
+from .core.neuron import Neuron, Tensors, Value, Values
+from .core.reference import Carry, Result
+
+BACKENDS = ("auto", "torch", "cpu", "cupy")
+
+_NOT_HERE = {
+    "cpu": "the compiled CPU kernels are not part of this release",
+    "cupy": "the CUDA kernels are not part of this release",
+}
+
+
+class BackendUnavailable(RuntimeError):
+    """A backend was asked for by name and cannot run here; the text says why."""
+
+
+def check_backend(backend: str) -> str:
+    """``backend`` itself, if it is known and can run here.
+
+    Raises:
+        ValueError: an unknown name.
+        BackendUnavailable: a known backend that cannot run here, with the reason.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
+    if backend in _NOT_HERE:
+        raise BackendUnavailable(f"backend={backend!r}: {_NOT_HERE[backend]}; use 'auto' or 'torch'")
+    return backend
+
+
+def run(
+    neuron: Neuron,
+    inputs: Tensor | Sequence[Tensor],
+    states: Sequence[Value | None] | None = None,
+    values: Mapping[str, Value] | None = None,
+    *,
+    spike: Callable[[Tensor], Tensor],
+    detach_reset: bool = False,
+    carry: Carry = "after_reset",
+    trace: bool = False,
+    backend: str = "auto",
+) -> Result:
+    """Run a neuron over a sequence.
+
+    Args:
+        neuron: the equations, from ``snn_ext.neurons`` or your own.
+        inputs: the input current ``[T, N, *]``, or one such tensor per input of the neuron.
+            float32, float64, bfloat16 or float16, any strides; T may be 0.
+        states: per state a tensor ``[N, *]``, a number to fill it with, or ``None`` for zero;
+            ``None`` for all zeros.
+        values: every parameter and constant of the neuron by name, in effective form: numbers,
+            or tensors that broadcast against ``[N, *]`` (``[]`` per layer, ``[F]`` per neuron,
+            ``[C, 1, 1]`` per channel).
+        spike: the spike function, for example ``surrogate.triangle()``.
+        detach_reset: treat the spike inside the reset as a constant.
+        carry: ``"after_reset"`` or ``"before_reset"``, see :func:`snn_ext.core.reference.run`.
+        trace: also return the carried states of every step.
+        backend: ``"auto"``, ``"torch"``, ``"cpu"`` or ``"cupy"``. Asked for by name, a backend
+            runs or raises.
+
+    Returns:
+        :class:`Result`. For bfloat16 and float16 inputs the arithmetic and the states are
+        float32 and the output is rounded to the input's type.
+
+    Raises:
+        TypeError: an input that is no floating point tensor; a state of another dtype.
+        ValueError: a missing time axis, shapes that do not fit, values outside their domain, an
+            unknown backend.
+        BackendUnavailable: the backend asked for cannot run here.
+    """
+    inputs = _check_inputs(neuron, inputs, axes=2)
+    like = inputs[0]
+    states, p = _prepare(neuron, like, like.shape[1:], states, values or {}, spike, backend)
+    if like.shape[0] == 0:
+        empty = like.clone()
+        wide = empty.to(_state_dtype(like))
+        return Result(empty, states, (wide,) * len(states) if trace else ())
+    wide_inputs = tuple(x.to(_state_dtype(like)) for x in inputs)
+    steps = zip(*(x.unbind(0) for x in wide_inputs), strict=True)
+    outputs, carried = reference.run(neuron, steps, states, p, detach_reset=detach_reset, carry=carry)
+    output = reference.stack_like(outputs, like).to(like.dtype)
+    traces: Tensors = ()
+    if trace:
+        traces = tuple(reference.stack_like(list(one), like) for one in zip(*carried, strict=True))
+    return Result(output, carried[-1], traces)
+
+
+def step(
+    neuron: Neuron,
+    inputs: Tensor | Sequence[Tensor],
+    states: Sequence[Value | None] | None = None,
+    values: Mapping[str, Value] | None = None,
+    *,
+    spike: Callable[[Tensor], Tensor],
+    detach_reset: bool = False,
+    carry: Carry = "after_reset",
+    backend: str = "auto",
+) -> Result:
+    """Run a neuron for one time step.
+
+    As :func:`run`, with inputs ``[N, *]`` and no time axis; the result has no trace.
+    """
+    inputs = _check_inputs(neuron, inputs, axes=1)
+    like = inputs[0]
+    states, p = _prepare(neuron, like, like.shape, states, values or {}, spike, backend)
+    wide_inputs = tuple(x.to(_state_dtype(like)) for x in inputs)
+    outputs, carried = reference.run(neuron, [wide_inputs], states, p, detach_reset=detach_reset, carry=carry)
+    return Result(outputs[0].to(like.dtype), carried[0])
+
+
+def _state_dtype(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
+
+
+def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if len(inputs) != len(neuron.inputs):
+        raise ValueError(
+            f"{neuron.name} takes {len(neuron.inputs)} inputs ({', '.join(neuron.inputs)}), got {len(inputs)}"
+        )
+    layout = "[T, N, *]: time, batch, then any" if axes == 2 else "[N, *]: batch, then any"
+    for name, x in zip(neuron.inputs, inputs, strict=True):
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{neuron.name}: input {name} must be a tensor, got {type(x).__name__}")
+        if not x.is_floating_point():
+            raise TypeError(
+                f"{neuron.name}: input {name} must be a floating point tensor, got {x.dtype}; convert it, "
+                f"for example {name}.float()"
+            )
+        if x.dim() < axes:
+            raise ValueError(f"{neuron.name}: input {name} must be {layout}, got shape {list(x.shape)}")
+        if x.shape != inputs[0].shape or x.dtype != inputs[0].dtype or x.device != inputs[0].device:
+            raise ValueError(
+                f"{neuron.name}: inputs must agree; {neuron.inputs[0]} is {_describe(inputs[0])}, "
+                f"{name} is {_describe(x)}"
+            )
+    return inputs
+
+
+def _prepare(
+    neuron: Neuron,
+    like: Tensor,
+    shape: torch.Size,
+    states: Sequence[Value | None] | None,
+    values: Mapping[str, Value],
+    spike: Callable[[Tensor], Tensor],
+    backend: str,
+) -> tuple[Tensors, Values]:
+    check_backend(backend)
+    neuron.check_values(values)
+    dtype = _state_dtype(like)
+    ready = {name: _check_value(neuron, name, value, like, shape, dtype) for name, value in values.items()}
+    given: Iterable[Value | None] = (None,) * len(neuron.states) if states is None else tuple(states)
+    given = tuple(given)
+    if len(given) != len(neuron.states):
+        raise ValueError(
+            f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
+        )
+    full = tuple(
+        _check_state(neuron, name, state, like, shape, dtype) for name, state in zip(neuron.states, given, strict=True)
+    )
+    return full, Values(**ready, spike=spike)
+
+
+def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> Any:
+    if not isinstance(value, Tensor):
+        return value
+    if value.dim() > 0:
+        lead = len(shape) - value.dim()
+        if lead < 0 or any(have not in (1, want) for have, want in zip(value.shape, shape[lead:], strict=True)):
+            raise ValueError(
+                f"{neuron.name}: {name} of shape {list(value.shape)} does not broadcast against a step of shape "
+                f"{list(shape)}; use [] per layer, [F] per neuron, [C, 1, 1] per channel"
+            )
+        if value.device != like.device:
+            raise ValueError(
+                f"{neuron.name}: {name} is on {value.device}, the input on {like.device}; move one with .to()"
+            )
+    return value if value.dtype == dtype else value.to(dtype)
+
+
+def _check_state(
+    neuron: Neuron, name: str, state: Value | None, like: Tensor, shape: torch.Size, dtype: torch.dtype
+) -> Tensor:
+    if not isinstance(state, Tensor):
+        return torch.full(shape, 0.0 if state is None else float(state), dtype=dtype, device=like.device)
+    if state.shape != shape:
+        raise ValueError(
+            f"{neuron.name}: state {name} must have the shape of a step, {list(shape)}, got {list(state.shape)}; "
+            "reset the module, or pass a state of that shape"
+        )
+    if state.device != like.device:
+        raise ValueError(f"{neuron.name}: state {name} is on {state.device}, the input on {like.device}")
+    if state.dtype != dtype:
+        if torch.is_autocast_enabled(like.device.type) and state.is_floating_point():
+            return state.to(dtype)
+        half = " (float16 and bfloat16 inputs carry float32 states)" if dtype != like.dtype else ""
+        raise TypeError(
+            f"{neuron.name}: state {name} must be {dtype} for an input of {like.dtype}{half}, got {state.dtype}"
+        )
+    return state
+
+
+def _describe(x: Tensor) -> str:
+    return f"{list(x.shape)} {x.dtype} on {x.device}"
