@@ -7,7 +7,7 @@ numbers: a sequence, its steps one by one, and its chunks with carried states ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -85,7 +85,8 @@ def run(
     """
     inputs = _check_inputs(neuron, inputs, axes=2)
     like = inputs[0]
-    states, p = _prepare(neuron, like, like.shape[1:], states, values or {}, spike, backend)
+    first = like.detach()[0] if like.shape[0] else like.new_empty(like.shape[1:])
+    states, p = _prepare(neuron, first, states, values or {}, spike, backend)
     if like.shape[0] == 0:
         empty = like.clone()
         wide = empty.to(_state_dtype(like))
@@ -117,7 +118,7 @@ def step(
     """
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
-    states, p = _prepare(neuron, like, like.shape, states, values or {}, spike, backend)
+    states, p = _prepare(neuron, like, states, values or {}, spike, backend)
     wide_inputs = tuple(x.to(_state_dtype(like)) for x in inputs)
     outputs, carried = reference.run(neuron, [wide_inputs], states, p, detach_reset=detach_reset, carry=carry)
     return Result(outputs[0].to(like.dtype), carried[0])
@@ -155,7 +156,6 @@ def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) 
 def _prepare(
     neuron: Neuron,
     like: Tensor,
-    shape: torch.Size,
     states: Sequence[Value | None] | None,
     values: Mapping[str, Value],
     spike: Callable[[Tensor], Tensor],
@@ -164,22 +164,22 @@ def _prepare(
     check_backend(backend)
     neuron.check_values(values)
     dtype = _state_dtype(like)
-    ready = {name: _check_value(neuron, name, value, like, shape, dtype) for name, value in values.items()}
-    given: Iterable[Value | None] = (None,) * len(neuron.states) if states is None else tuple(states)
-    given = tuple(given)
+    ready = {name: _check_value(neuron, name, value, like, dtype) for name, value in values.items()}
+    given = (None,) * len(neuron.states) if states is None else tuple(states)
     if len(given) != len(neuron.states):
         raise ValueError(
             f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
         )
     full = tuple(
-        _check_state(neuron, name, state, like, shape, dtype) for name, state in zip(neuron.states, given, strict=True)
+        _check_state(neuron, name, state, like, dtype) for name, state in zip(neuron.states, given, strict=True)
     )
     return full, Values(**ready, spike=spike)
 
 
-def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> Any:
+def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
+    shape = like.shape
     if value.dim() > 0:
         lead = len(shape) - value.dim()
         if lead < 0 or any(have not in (1, want) for have, want in zip(value.shape, shape[lead:], strict=True)):
@@ -194,14 +194,13 @@ def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, shape: t
     return value if value.dtype == dtype else value.to(dtype)
 
 
-def _check_state(
-    neuron: Neuron, name: str, state: Value | None, like: Tensor, shape: torch.Size, dtype: torch.dtype
-) -> Tensor:
+def _check_state(neuron: Neuron, name: str, state: Value | None, like: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(state, Tensor):
-        return torch.full(shape, 0.0 if state is None else float(state), dtype=dtype, device=like.device)
-    if state.shape != shape:
+        # With the strides of the input, so that a channels-last input keeps them.
+        return torch.full_like(like, 0.0 if state is None else float(state), dtype=dtype)
+    if state.shape != like.shape:
         raise ValueError(
-            f"{neuron.name}: state {name} must have the shape of a step, {list(shape)}, got {list(state.shape)}; "
+            f"{neuron.name}: state {name} must have the shape of a step, {list(like.shape)}, got {list(state.shape)}; "
             "reset the module, or pass a state of that shape"
         )
     if state.device != like.device:

@@ -10,23 +10,28 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from types import SimpleNamespace
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import cache, wraps
+from inspect import signature
+from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
 Value = float | Tensor
+_Options = ParamSpec("_Options")
 
 
-class Values(SimpleNamespace):
+class Values:
     """The numbers a step reads: every parameter and constant by name, and ``spike``.
 
     ``p.spike`` is the spike function (a surrogate, or any callable from a tensor to a
     tensor). Everything is in *effective* form: a decay, not the logit it is trained as.
     """
+
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,7 @@ class Neuron:
         constants: names of the plain Python numbers.
         charge, fire, reset: the equations.
         source: paper and equation numbers, and what was inferred.
+        recipe: a factory and its arguments that make this neuron again, see :func:`factory`.
 
     Raises:
         ValueError: a name is missing, repeated or reserved; a function reads a name that is not
@@ -109,6 +115,11 @@ class Neuron:
     fire: Callable[[Tensors, Any], Tensor]
     reset: Callable[[Tensors, Tensor, Any], Tensors]
     source: str
+    recipe: tuple[Callable[..., Neuron], tuple[Any, ...]] | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> Any:
+        # Equations are closures, which do not pickle: a neuron of a factory is remade by it.
+        return self.recipe if self.recipe is not None else super().__reduce__()
 
     def __post_init__(self) -> None:
         names = [*self.inputs, *self.states, *self.value_names]
@@ -174,7 +185,7 @@ class Neuron:
         def charge(inputs: Tensors, states: Tensors, p: Any) -> Tensors:
             return tuple(function(state) for state in self.charge(inputs, states, p))
 
-        return replace(self, charge=charge)
+        return replace(self, charge=charge, recipe=None)
 
     def _try_functions(self) -> None:
         def column(values: Iterable[float]) -> Tensors:
@@ -201,3 +212,23 @@ class Neuron:
                 raise ValueError(f"{self.name}: every result must be a tensor of its inputs' shape")
         if any(tensor._version for tensor in (*inputs, *states)):
             raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")
+
+
+def factory(make: Callable[_Options, Neuron]) -> Callable[_Options, Neuron]:
+    """Decorate a function that makes a neuron from options: equal options, one neuron.
+
+    Its neurons pickle, as the factory's name and the options.
+    """
+
+    @cache
+    def made(args: tuple[Any, ...]) -> Neuron:
+        return replace(cast(Callable[..., Neuron], make)(*args), recipe=(again, args))
+
+    @wraps(make)
+    def again(*args: _Options.args, **kwargs: _Options.kwargs) -> Neuron:
+        bound = parameters.bind(*args, **kwargs)
+        bound.apply_defaults()
+        return made(bound.args)
+
+    parameters = signature(make)
+    return again

@@ -7,14 +7,13 @@ documentation transcribed ten days after the preprint, and that its ``klif_step`
 from __future__ import annotations
 
 import math
-from functools import cache
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.neuron import Neuron, Parameter, Tensors, Value
+from ..core.neuron import Neuron, Parameter, Tensors, Value, factory
 from .lif import THRESHOLD, Decay, Reset, fire, leak, reset_membrane
 
 Constraint = Literal["clamp", "softplus"] | None
@@ -22,7 +21,7 @@ Constraint = Literal["clamp", "softplus"] | None
 _SMALLEST_K = 1e-3
 
 
-@cache
+@factory
 def klif(
     decay: Decay = "tau",
     decay_input: bool = True,

@@ -7,12 +7,11 @@ This is not ``snntorch.Leaky`` with ``reset_mechanism="subtract"``, which subtra
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Literal
 
 from torch import Tensor
 
-from ..core.neuron import Neuron, Parameter, Tensors
+from ..core.neuron import Neuron, Parameter, Tensors, factory
 
 Decay = Literal["tau", "beta"]
 Reset = Literal["hard", "soft", "none"]
@@ -67,7 +66,7 @@ def reset_membrane(reset: Reset) -> Callable[[Tensor, Tensor, Tensor | float, An
     raise ValueError(f"reset must be 'hard', 'soft' or 'none', got {reset!r}")
 
 
-@cache
+@factory
 def lif(decay: Decay = "tau", decay_input: bool = True, reset: Reset = "hard") -> Neuron:
     """The leaky integrate-and-fire neuron.
 

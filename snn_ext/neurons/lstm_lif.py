@@ -8,19 +8,18 @@ authors' released TC-LIF code computes; the two differ in the soma that the dend
 
 from __future__ import annotations
 
-from functools import cache
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..core.neuron import Neuron, Parameter, Tensors
+from ..core.neuron import Neuron, Parameter, Tensors, factory
 from .lif import THRESHOLD, Reset, fire, reset_membrane
 
 Feedback = Literal["pre", "post"]
 
 
-@cache
+@factory
 def lstm_lif(feedback: Feedback = "pre", reset: Reset = "soft") -> Neuron:
     """The two-compartment neuron.
 
