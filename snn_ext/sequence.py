@@ -89,9 +89,9 @@ def run(
     states, p = _prepare(neuron, first, states, values or {}, spike, backend)
     if like.shape[0] == 0:
         empty = like.clone()
-        wide = empty.to(_state_dtype(like))
+        wide = empty.to(state_dtype(like))
         return Result(empty, states, (wide,) * len(states) if trace else ())
-    wide_inputs = tuple(x.to(_state_dtype(like)) for x in inputs)
+    wide_inputs = tuple(x.to(state_dtype(like)) for x in inputs)
     steps = zip(*(x.unbind(0) for x in wide_inputs), strict=True)
     outputs, carried = reference.run(neuron, steps, states, p, detach_reset=detach_reset, carry=carry)
     output = reference.stack_like(outputs, like).to(like.dtype)
@@ -119,12 +119,13 @@ def step(
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
     states, p = _prepare(neuron, like, states, values or {}, spike, backend)
-    wide_inputs = tuple(x.to(_state_dtype(like)) for x in inputs)
+    wide_inputs = tuple(x.to(state_dtype(like)) for x in inputs)
     outputs, carried = reference.run(neuron, [wide_inputs], states, p, detach_reset=detach_reset, carry=carry)
     return Result(outputs[0].to(like.dtype), carried[0])
 
 
-def _state_dtype(x: Tensor) -> torch.dtype:
+def state_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic and of the states for an input ``x``: float32 for half types."""
     return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
@@ -163,7 +164,7 @@ def _prepare(
 ) -> tuple[Tensors, Values]:
     check_backend(backend)
     neuron.check_values(values)
-    dtype = _state_dtype(like)
+    dtype = state_dtype(like)
     ready = {name: _check_value(neuron, name, value, like, dtype) for name, value in values.items()}
     given = (None,) * len(neuron.states) if states is None else tuple(states)
     if len(given) != len(neuron.states):

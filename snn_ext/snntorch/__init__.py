@@ -1,0 +1,13 @@
+"""Our neurons as native snnTorch modules, for snnTorch 1.0.0 and 0.9.4.
+
+``from snn_ext.snntorch import LSTMLIF`` and use it where ``snntorch.Leaky`` was.
+"""
+
+try:
+    import snntorch as _host  # noqa: F401  (only to fail early, with the way out)
+except ImportError as error:
+    raise ImportError("snn_ext.snntorch needs snnTorch: pip install 'snn_ext[snntorch]'") from error
+
+from .neurons import KLIF, LIF, LSTMLIF, TCLIF, SequenceNeuron
+
+__all__ = ["KLIF", "LIF", "LSTMLIF", "TCLIF", "SequenceNeuron"]

@@ -1,0 +1,642 @@
+"""The neurons as snnTorch modules."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, ClassVar, cast
+
+import torch
+from snntorch import SpikingNeuron
+from torch import Tensor, nn
+
+from .. import sequence
+from ..core import surrogate
+from ..core.neuron import Neuron, Parameter, Value
+from ..core.surrogate import Surrogate
+from ..neurons.klif import Constraint, clamp_k_, effective_k, k_bounds, klif, raw_k
+from ..neurons.lif import Reset, lif
+from ..neurons.lstm_lif import Feedback, betas, logits, lstm_lif
+from . import compat
+
+__all__ = ["KLIF", "LIF", "LSTMLIF", "TCLIF", "SequenceNeuron"]
+
+_RESETS: dict[str, Reset] = {"subtract": "soft", "zero": "hard", "none": "none"}
+
+
+class SequenceNeuron(SpikingNeuron):
+    """What our snnTorch neurons share: states, one step, whole sequences.
+
+    It behaves as snnTorch's own neurons do: states are non-persistent buffers and are stored
+    *before* reset, so a spike shows in the returned ``mem``; the reset happens first thing in the
+    next step; a membrane exactly at the threshold does not fire. Different on purpose:
+
+    * the reset follows charge, fire, reset: ``"subtract"`` takes the threshold off before the next
+      leak, ``snntorch.Leaky`` after it;
+    * the reset is part of the graph unless ``detach_reset=True``;
+    * the reset is caused by the emitted spike, before ``inhibition`` masks it;
+    * a passed state that does not fit is refused, never dropped, and an error leaves the states
+      as they were;
+    * spikes keep the input's dtype; float16 and bfloat16 inputs carry float32 states;
+    * ``state_quant`` acts once a step, on every state;
+    * changing ``reset_mechanism``, or loading another one, takes effect;
+    * the module is not kept alive by snnTorch's global list of instances.
+
+    Args:
+        threshold: firing threshold; a number, or a tensor ``[F]`` (per neuron) or ``[C, 1, 1]``
+            (per channel). Tensors are cloned. The same holds for every other value.
+        spike_grad: a :class:`snn_ext.core.surrogate.Surrogate`, a snnTorch surrogate, or any
+            callable from ``mem - threshold`` to spikes; ``None`` for the paper's.
+        surrogate_disable: spikes without a gradient.
+        init_hidden: keep the states inside and return spikes only.
+        inhibition: only the neuron with the largest membrane along dimension 1 may fire.
+        learn_threshold: make ``threshold`` a parameter.
+        reset_mechanism: ``"subtract"``, ``"zero"`` or ``"none"``.
+        state_quant: a function applied to every state after charging, or ``False``.
+        output: return the states too when ``init_hidden`` is set.
+        detach_reset: treat the spike inside the reset as a constant.
+        backend: ``"auto"``, ``"torch"``, ``"cpu"`` or ``"cupy"``; asked for by name it runs or raises.
+        step_mode: ``True``: a call is one step ``[B, *]``. ``False``: a call is a sequence ``[T, B, *]``.
+    """
+
+    state_names: ClassVar[tuple[str, ...]] = ("mem",)
+    """The states in the order they are passed and returned; the neuron's own order reversed."""
+
+    paper_surrogate: ClassVar[Surrogate] = surrogate.atan(2.0)
+
+    _live: ClassVar[weakref.WeakSet[SequenceNeuron]] = weakref.WeakSet()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> SequenceNeuron:
+        # Not in __init__: copies and unpickled modules must be found by detach_hidden too.
+        self = super().__new__(cls)
+        SequenceNeuron._live.add(self)
+        return self
+
+    def __init__(
+        self,
+        threshold: Value,
+        spike_grad: Any,
+        surrogate_disable: bool,
+        init_hidden: bool,
+        inhibition: bool,
+        learn_threshold: bool,
+        reset_mechanism: str,
+        state_quant: Any,
+        output: bool,
+        *,
+        detach_reset: bool,
+        backend: str,
+        step_mode: bool,
+    ) -> None:
+        sequence.check_backend(backend)
+        if surrogate_disable:
+            spike_grad = Surrogate("none")
+        elif spike_grad is None:
+            spike_grad = self.paper_surrogate
+        spike_grad = surrogate.spike_function(spike_grad, fires_at_threshold=False)
+        super().__init__(
+            _tensor(threshold),
+            spike_grad,
+            False,
+            init_hidden,
+            inhibition,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+        )
+        # The host's list would keep every module alive for ever; it serves the host's classes only.
+        if self in SpikingNeuron.instances:
+            SpikingNeuron.instances.remove(self)
+        self.surrogate_disable = surrogate_disable
+        self.detach_reset = detach_reset
+        self.backend = backend
+        self.step_mode = step_mode
+        for name in self.state_names:
+            self.register_buffer(name, torch.zeros(0), persistent=False)
+        self._built: tuple[Any, Neuron] | None = None
+
+    # ------------------------------------------------------------ what a neuron's class says
+
+    def _make(self, reset: Reset) -> Neuron:
+        """The equations, for the current options."""
+        raise NotImplementedError
+
+    def _values(self) -> dict[str, Value]:
+        """Every parameter and constant of the equations, in effective form."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ running
+
+    def _forward(self, input_: Tensor, *states: Tensor | None) -> Any:
+        return self.step(input_, *states) if self.step_mode else self.sequence(input_, *states)
+
+    def step(self, input_: Tensor, *states: Tensor | None) -> Any:
+        """One time step: what a call does with ``step_mode=True``.
+
+        Args:
+            input_: input current ``[B, *]``.
+            states: in the order of ``state_names``; ``None`` continues from the stored state.
+
+        Returns:
+            ``(spk, *states)``, each ``[B, *]``; with ``init_hidden`` only ``spk``, unless ``output``.
+
+        Raises:
+            TypeError: states given although ``init_hidden``; an input that is not floating point; a
+                state of another dtype.
+            ValueError: a shape that does not fit, a value outside its domain.
+        """
+        neuron = self._neuron()
+        result = sequence.step(
+            neuron,
+            input_,
+            self._states(states, input_, getattr(input_, "shape", ())),
+            self._values(),
+            spike=self._spike(),
+            detach_reset=self.detach_reset,
+            carry="before_reset",
+            backend=self.backend,
+        )
+        self._store(result.states)
+        spk = self._finish(result.output, result.states[0], dim=1)
+        if self.init_hidden and not self.output:
+            return spk
+        return (spk, *reversed(result.states))
+
+    def sequence(self, x: Tensor, *states: Tensor | None) -> Any:
+        """A whole sequence at once: what a call does with ``step_mode=False``.
+
+        The same numbers as the loop over its steps.
+
+        Args:
+            x: input currents ``[T, B, *]``.
+            states: initial states ``[B, *]`` in the order of ``state_names``; ``None`` continues from the
+                stored state. The final states are stored, so a sequence may come in chunks.
+
+        Returns:
+            ``(spk_seq, *states)`` with spikes ``[T, B, *]`` and final states ``[B, *]``; only ``spk_seq``
+            with ``init_hidden``; with ``output=True`` the states of every step, ``[T, B, *]``.
+
+        Raises:
+            TypeError, ValueError: as :meth:`step`; also a missing time axis.
+        """
+        neuron = self._neuron()
+        result = sequence.run(
+            neuron,
+            x,
+            self._states(states, x, getattr(x, "shape", ())[1:]),
+            self._values(),
+            spike=self._spike(),
+            detach_reset=self.detach_reset,
+            carry="before_reset",
+            trace=self.output or bool(self.inhibition),
+            backend=self.backend,
+        )
+        self._store(result.states)
+        spk = self._finish(result.output, result.trace[0] if result.trace else None, dim=2)
+        if self.output:
+            return (spk, *reversed(result.trace))
+        return spk if self.init_hidden else (spk, *reversed(result.states))
+
+    def _neuron(self) -> Neuron:
+        # Kept until an option changes, so that a compiled forward does not make it again.
+        options = (self._reset_mechanism, self.state_quant)
+        if self._built is None or self._built[0] != options:
+            neuron = self._make(_RESETS[self._reset_mechanism])
+            if self.state_quant:
+                neuron = neuron.with_state_map(self.state_quant)
+            self._built = (options, neuron)
+        return self._built[1]
+
+    def _spike(self) -> surrogate.SpikeFunction:
+        return surrogate.spike_function(self.spike_grad, fires_at_threshold=False)
+
+    def _states(self, given: tuple[Any, ...], x: Tensor, shape: Any) -> tuple[Any, ...]:
+        given = given + (None,) * (len(self.state_names) - len(given))
+        if len(given) > len(self.state_names):
+            raise TypeError(f"{type(self).__name__} takes the states {', '.join(self.state_names)}, got {len(given)}")
+        if self.init_hidden and any(state is not None for state in given):
+            names = ", ".join(f"`{name}`" for name in self.state_names)
+            raise TypeError(f"{names} must not be passed while `init_hidden=True`; the module keeps its states itself")
+        return tuple(
+            self._hidden(name, x, shape) if state is None else state
+            for name, state in zip(reversed(self.state_names), reversed(given), strict=True)
+        )
+
+    def _hidden(self, name: str, x: Tensor, shape: Any) -> Tensor | None:
+        hidden = getattr(self, name)
+        if hidden.shape != shape:
+            return None
+        return cast(Tensor, hidden.to(device=x.device, dtype=sequence.state_dtype(x)))
+
+    def _store(self, states: tuple[Tensor, ...]) -> None:
+        for name, state in zip(reversed(self.state_names), states, strict=True):
+            setattr(self, name, state)
+
+    def _finish(self, spk: Tensor, mem: Tensor | None, dim: int) -> Tensor:
+        if self.inhibition and mem is not None:
+            winner = torch.argmax(mem - self.threshold, dim=dim, keepdim=True)
+            spk = spk * torch.zeros_like(spk).scatter_(dim, winner, 1)
+        factor = self.graded_spikes_factor
+        # The host's constructor always makes this buffer; ours do not offer it, so it is 1 unless
+        # somebody wrote to it.
+        if not factor.requires_grad and factor.device.type == "cpu" and not torch.compiler.is_compiling():
+            return spk if factor.item() == 1 else spk * factor
+        return spk * factor
+
+    # ------------------------------------------------------------ states
+
+    def reset_mem(self) -> Any:
+        """Set the states to zero, keeping shape, dtype and device, and return them.
+
+        Returns:
+            the state, or the tuple of states in the order of ``state_names``.
+        """
+        for name in self.state_names:
+            setattr(self, name, torch.zeros_like(getattr(self, name)))
+        states = tuple(getattr(self, name) for name in self.state_names)
+        return states[0] if len(states) == 1 else states
+
+    def detach_states(self) -> None:
+        """Cut the states from the graph they were computed in."""
+        for name in self.state_names:
+            setattr(self, name, getattr(self, name).detach())
+
+    @classmethod
+    def detach_hidden(cls) -> None:
+        """Cut the states of every living module of this class from their graphs."""
+        for module in list(SequenceNeuron._live):
+            if isinstance(module, cls):
+                module.detach_states()
+
+    @classmethod
+    def reset_hidden(cls) -> None:
+        """Set the states of every living module of this class to zero."""
+        for module in list(SequenceNeuron._live):
+            if isinstance(module, cls):
+                module.reset_mem()
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._reset_mechanism = list(SpikingNeuron.reset_dict)[int(self.reset_mechanism_val)]
+
+    def _register(self, name: str, value: Value, learn: bool, parameter: Parameter | None = None) -> None:
+        tensor = _tensor(value)
+        if parameter is not None:
+            self._make("none").check_value(parameter, tensor)
+        if learn:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+
+    def _check(self) -> None:
+        """Refuse values outside their domains, once the constructor has set them all."""
+        self._neuron().check_values(self._values())
+
+    def extra_repr(self) -> str:
+        return (
+            f"reset_mechanism={self.reset_mechanism!r}, init_hidden={self.init_hidden}, "
+            f"detach_reset={self.detach_reset}, step_mode={self.step_mode}, backend={self.backend!r}"
+        )
+
+
+class LIF(SequenceNeuron):
+    r"""Leaky integrate-and-fire in charge, fire, reset form: the baseline.
+
+    .. math::
+
+            U[t] &= \\beta V[t-1] + I[t] \\\\
+            S[t] &= \\Theta(U[t] - U_{\\rm thr}) \\\\
+            V[t] &= U[t] - S[t]\\,U_{\\rm thr}
+
+    With ``reset_mechanism="zero"`` and ``"none"`` its spikes are those of ``snntorch.Leaky``. With
+    ``"subtract"`` they are not: Leaky subtracts the threshold after the leak.
+
+    Example::
+
+        import torch
+        from snn_ext.snntorch import LIF
+
+        lif = LIF(beta=0.9)
+        spk, mem = lif(torch.rand(4, 10))
+
+    :param beta: membrane decay in [0, 1]; number or tensor. Clamped to [0, 1] when it is learned
+    :param threshold: see :class:`SequenceNeuron`, as all further parameters
+    :param learn_beta: make ``beta`` a parameter
+    :param decay_input: scale the input by ``1 - beta``
+
+    Inputs: \\input_, mem_0
+        - **input_** of shape `(batch, *)`: input current
+        - **mem_0** of shape `(batch, *)`: membrane potential before reset
+
+    Outputs: spk, mem_1
+    """
+
+    def __init__(
+        self,
+        beta: Value,
+        threshold: Value = 1.0,
+        spike_grad: Any = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: Any = False,
+        output: bool = False,
+        *,
+        decay_input: bool = False,
+        detach_reset: bool = False,
+        backend: str = "auto",
+        step_mode: bool = True,
+    ) -> None:
+        super().__init__(
+            threshold,
+            spike_grad,
+            surrogate_disable,
+            init_hidden,
+            inhibition,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+            detach_reset=detach_reset,
+            backend=backend,
+            step_mode=step_mode,
+        )
+        self.decay_input = decay_input
+        self._register("beta", beta, learn_beta, self._make("none").parameter("beta"))
+        self._check()
+
+    def _make(self, reset: Reset) -> Neuron:
+        return lif("beta", self.decay_input, reset)
+
+    def _values(self) -> dict[str, Value]:
+        return {"beta": self.beta.clamp(0, 1), "v_threshold": self.threshold, "v_reset": 0.0}
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
+        return self._forward(input_, mem)
+
+    def init_lif(self) -> Any:
+        """The same as :meth:`reset_mem`, under snnTorch's older name."""
+        return self.reset_mem()
+
+
+class KLIF(SequenceNeuron):
+    r"""KLIF: a learnable slope ``k`` and a ReLU before the threshold (arXiv 2302.09238).
+
+    .. math::
+
+            F[t] &= {\\rm relu}(k(\\beta V[t-1] + I[t])) \\\\
+            S[t] &= \\Theta(F[t] - U_{\\rm thr}) \\\\
+            V[t] &= (1 - S[t]) F[t] \\qquad \\text{("zero", the paper's form)} \\\\
+            V[t] &= F[t] - S[t]\\,U_{\\rm thr} \\qquad \\text{("subtract")}
+
+    The returned ``mem`` is F. k multiplies the carried state at every step. ``"subtract"`` takes the
+    threshold off before the next leak, ``snntorch.Leaky`` after it. The paper's body could not be read:
+    the equations are SpikingJelly's transcription, and the default surrogate, atan(2), is that of the
+    PLIF networks it is compared with. The paper gives the charge with a time constant; ``beta`` is
+    ``1 - 1/tau``, and ``decay_input=True`` scales the input by ``1 - beta`` as there.
+
+    Example::
+
+        import torch
+        from snn_ext.snntorch import KLIF
+
+        klif = KLIF(beta=0.5, reset_mechanism="zero", decay_input=True)
+        spk, mem = klif(torch.rand(4, 10))
+
+    :param beta: membrane decay in [0, 1]; number or tensor. Clamped to [0, 1] when it is learned
+    :param k: slope; finite, and > 0 with ``scale_reset``. The parameter ``k`` of the state_dict
+    :param threshold: see :class:`SequenceNeuron`, as all further parameters
+    :param learn_beta: make ``beta`` a parameter
+    :param learn_k: make ``k`` a parameter
+    :param scale_reset: reset on ``F / k`` (an option of SpikingJelly, not of the paper)
+    :param relu: ``False`` leaves the ReLU out, for ablations
+    :param k_constraint: ``None``; ``"clamp"`` writes k back into [1e-3, 1/beta] at each forward;
+        ``"softplus"`` stores log(exp(k) - 1) as the parameter
+    :param decay_input: scale the input by ``1 - beta``
+
+    Inputs: \\input_, mem_0
+        - **input_** of shape `(batch, *)`: input current
+        - **mem_0** of shape `(batch, *)`: F of the step before
+
+    Outputs: spk, mem_1
+    """
+
+    def __init__(
+        self,
+        beta: Value,
+        k: Value = 1.0,
+        threshold: Value = 1.0,
+        spike_grad: Any = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = False,
+        learn_k: bool = True,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: Any = False,
+        output: bool = False,
+        *,
+        scale_reset: bool = False,
+        relu: bool = True,
+        k_constraint: Constraint = None,
+        decay_input: bool = False,
+        detach_reset: bool = False,
+        backend: str = "auto",
+        step_mode: bool = True,
+    ) -> None:
+        super().__init__(
+            threshold,
+            spike_grad,
+            surrogate_disable,
+            init_hidden,
+            inhibition,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+            detach_reset=detach_reset,
+            backend=backend,
+            step_mode=step_mode,
+        )
+        self.decay_input = decay_input
+        self.scale_reset = scale_reset
+        self.relu = relu
+        self.k_constraint = k_constraint
+        self._register("beta", beta, learn_beta, self._make("none").parameter("beta"))
+        self._register("k", raw_k(_tensor(k), k_constraint), learn_k)
+        self._check()
+
+    def _make(self, reset: Reset) -> Neuron:
+        return klif("beta", self.decay_input, reset, self.scale_reset, self.relu)
+
+    def _values(self) -> dict[str, Value]:
+        beta = self.beta.clamp(0, 1)
+        if self.k_constraint == "clamp":
+            clamp_k_(self.k, *k_bounds(beta=beta))
+        return {
+            "k": effective_k(self.k, self.k_constraint),
+            "beta": beta,
+            "v_threshold": self.threshold,
+            "v_reset": 0.0,
+        }
+
+    def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
+        """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
+        return self._forward(input_, mem)
+
+    def init_klif(self) -> Any:
+        """The same as :meth:`reset_mem`, under snnTorch's older name."""
+        return self.reset_mem()
+
+
+class LSTMLIF(SequenceNeuron):
+    r"""LSTM-LIF: dendrite and soma, opposite in sign (arXiv 2307.07231; equations inferred).
+
+    .. math::
+
+            D[t] &= D[t-1] + \\beta_1 U[t-1] + I[t] - \\gamma S[t-1] \\\\
+            U[t] &= U[t-1] + \\beta_2 D[t] - U_{\\rm thr} S[t-1] \\\\
+            S[t] &= \\Theta(U[t] - U_{\\rm thr}), \\qquad
+            \\beta_1 = -\\sigma(c_1), \\quad \\beta_2 = \\sigma(c_2)
+
+    The body of the paper could not be read; these are Eq. 10-12 of TC-LIF (arXiv 2308.13250), by the same
+    authors six weeks later. Per layer, ``c1`` and ``c2`` are trained. There is no leak. With
+    ``reset_mechanism="zero"`` (the variant of the TC-LIF code) the soma goes to zero and the dendrite is
+    left alone. The default surrogate is the paper's triangle, ``max(0, 1 - |U - U_thr|)`` (Eq. 21).
+
+    Example::
+
+        import torch
+        from snn_ext.snntorch import LSTMLIF
+
+        lif = LSTMLIF()
+        spk, dend, mem = lif(torch.rand(4, 10))
+
+        seq = LSTMLIF(init_hidden=True, step_mode=False)
+        spk_seq = seq(torch.rand(100, 4, 10))
+
+    :param beta1: effective coefficient soma to dendrite, in (-1, 0); number or tensor
+    :param beta2: effective coefficient dendrite to soma, in (0, 1); number or tensor
+    :param gamma: dendritic reset; a buffer, fixed
+    :param threshold: see :class:`SequenceNeuron`, as all further parameters
+    :param learn_beta: train ``c1`` and ``c2``, the logits of ``-beta1`` and ``beta2``
+
+    Inputs: \\input_, dend_0, mem_0
+        - **input_** of shape `(batch, *)`: input current, into the dendrite
+        - **dend_0** of shape `(batch, *)`: dendritic potential before reset
+        - **mem_0** of shape `(batch, *)`: somatic potential before reset
+
+    Outputs: spk, dend_1, mem_1
+    """
+
+    state_names = ("dend", "mem")
+    paper_surrogate = surrogate.triangle(1.0)
+    feedback: ClassVar[Feedback] = "pre"
+
+    def __init__(
+        self,
+        beta1: Value = -0.5,
+        beta2: Value = 0.5,
+        gamma: Value = 0.5,
+        threshold: Value = 1.0,
+        spike_grad: Any = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = True,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: Any = False,
+        output: bool = False,
+        *,
+        detach_reset: bool = False,
+        backend: str = "auto",
+        step_mode: bool = True,
+    ) -> None:
+        super().__init__(
+            threshold,
+            spike_grad,
+            surrogate_disable,
+            init_hidden,
+            inhibition,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+            detach_reset=detach_reset,
+            backend=backend,
+            step_mode=step_mode,
+        )
+        c1, c2 = logits(_tensor(beta1), _tensor(beta2))
+        self._register("c1", c1, learn_beta)
+        self._register("c2", c2, learn_beta)
+        self._register("gamma", gamma, False)
+        self._check()
+
+    @property
+    def beta1(self) -> Tensor:
+        """The effective coefficient soma to dendrite, ``-sigmoid(c1)``."""
+        return betas(self.c1, self.c2)[0]
+
+    @property
+    def beta2(self) -> Tensor:
+        """The effective coefficient dendrite to soma, ``sigmoid(c2)``."""
+        return betas(self.c1, self.c2)[1]
+
+    def _make(self, reset: Reset) -> Neuron:
+        return lstm_lif(self.feedback, reset)
+
+    def _values(self) -> dict[str, Value]:
+        beta1, beta2 = betas(self.c1, self.c2)
+        return {
+            "beta1": beta1,
+            "beta2": beta2,
+            "gamma": self.gamma,
+            "v_threshold": self.threshold,
+            "v_reset": 0.0,
+        }
+
+    def forward(self, input_: Tensor, dend: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
+        return self._forward(input_, dend, mem)
+
+    def init_lstmlif(self) -> Any:
+        """The same as :meth:`reset_mem`, under snnTorch's older name."""
+        return self.reset_mem()
+
+
+class TCLIF(LSTMLIF):
+    r"""TC-LIF as its authors' released code computes it (arXiv 2308.13250, AAAI 2024).
+
+    .. math::
+
+            D[t] &= D^+[t-1] + \\beta_1 U^+[t-1] + I[t] \\\\
+            U[t] &= U^+[t-1] + \\beta_2 D[t] \\\\
+            S[t] &= \\Theta(U[t] - U_{\\rm thr}) \\\\
+            D^+[t] &= D[t] - \\gamma S[t], \\qquad U^+[t] = U[t] - U_{\\rm thr} S[t]
+
+    The dendrite reads the soma *after* its reset; the printed Eq. 10-12 (:class:`LSTMLIF`) read it
+    before. The two are one neuron with different dendritic resets: this one with ``gamma`` is that one
+    with ``gamma + beta1 * threshold``. Arguments, inputs and outputs as :class:`LSTMLIF`.
+    """
+
+    feedback = "post"
+
+    def init_tclif(self) -> Any:
+        """The same as :meth:`reset_mem`, under snnTorch's older name."""
+        return self.reset_mem()
+
+
+def _tensor(value: Value) -> Tensor:
+    """A floating point copy that shares no memory with ``value``."""
+    if isinstance(value, Tensor):
+        return (value if value.is_floating_point() else value.to(torch.get_default_dtype())).detach().clone()
+    return torch.tensor(value, dtype=torch.get_default_dtype())
+
+
+compat.install(SequenceNeuron)
