@@ -1,0 +1,521 @@
+"""The snnTorch modules: signatures, states, return values, parameters, errors."""
+
+import copy
+import gc
+import inspect
+import io
+import pickle
+import weakref
+
+import pytest
+import snntorch as snn
+import torch
+from snntorch import SpikingNeuron
+from torch import nn
+
+import snn_ext.snntorch as face
+from snn_ext.core import surrogate
+from snn_ext.neurons import CATALOGUE
+from snn_ext.sequence import BackendUnavailable
+from snn_ext.snntorch import KLIF, LIF, LSTMLIF, TCLIF
+
+BLOCK = ["threshold", "spike_grad", "surrogate_disable", "init_hidden", "inhibition"]
+TAIL = ["learn_threshold", "reset_mechanism", "state_quant", "output"]
+OURS = ["detach_reset", "backend", "step_mode"]
+CLASSES = [getattr(face, entry.snntorch) for entry in CATALOGUE.values()]
+RESETS = ["subtract", "zero", "none"]
+
+every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+every_reset = pytest.mark.parametrize("reset", RESETS)
+
+
+def make(cls, **kwargs):
+    return cls(0.875, **kwargs) if "beta" in inspect.signature(cls).parameters else cls(**kwargs)
+
+
+def currents(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return (torch.randn(*shape, generator=generator, dtype=torch.float64) * 1.5).to(dtype)
+
+
+def loop(module, x, states=()):
+    spikes, traces = [], []
+    for x_t in x.unbind(0):
+        spk, *states = module(x_t, *states)
+        spikes.append(spk)
+        traces.append(states)
+    return torch.stack(spikes), states, [torch.stack(trace) for trace in zip(*traces, strict=True)]
+
+
+# ---------------------------------------------------------------- signatures
+
+
+@pytest.mark.parametrize(
+    ("cls", "lead", "learned", "own"),
+    [
+        (LIF, ["beta"], ["learn_beta"], ["decay_input"]),
+        (KLIF, ["beta", "k"], ["learn_beta", "learn_k"], ["scale_reset", "relu", "k_constraint", "decay_input"]),
+        (LSTMLIF, ["beta1", "beta2", "gamma"], ["learn_beta"], []),
+        (TCLIF, ["beta1", "beta2", "gamma"], ["learn_beta"], []),
+    ],
+)
+def test_signature_is_the_house_order(cls, lead, learned, own):
+    parameters = inspect.signature(cls).parameters
+    positional = [n for n, p in parameters.items() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    keyword = [n for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY]
+    assert positional == [*lead, *BLOCK, *learned, *TAIL]
+    assert sorted(keyword) == sorted([*own, *OURS])
+
+
+def test_published_defaults():
+    module = LSTMLIF()
+    assert (module.beta1.item(), module.beta2.item(), module.gamma.item()) == (-0.5, 0.5, 0.5)
+    assert module.reset_mechanism == "subtract" and module.detach_reset is False
+    assert module.spike_grad == surrogate.triangle(1.0, fires_at_threshold=False)
+    assert KLIF(0.5).spike_grad == surrogate.atan(2.0, fires_at_threshold=False)
+    assert isinstance(KLIF(0.5).k, nn.Parameter) and not isinstance(KLIF(0.5).beta, nn.Parameter)
+
+
+# ---------------------------------------------------------------- states and return values
+
+
+@every_class
+@every_reset
+@pytest.mark.parametrize("detach", [False, True])
+def test_sequence_equals_the_loop_over_its_steps(cls, reset, detach):
+    x = currents(12, 3, 5)
+    stepped, whole, chunked = (make(cls, reset_mechanism=reset, detach_reset=detach) for _ in range(3))
+    x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
+    spikes, states, traces = loop(stepped, x1)
+    out = whole.sequence(x2)
+    assert 0 < spikes.mean() < 1
+    assert torch.equal(spikes, out[0])
+    assert all(torch.equal(a, b) for a, b in zip(states, out[1:], strict=True))
+    weight = currents(12, 3, 5, seed=1)
+    (spikes * weight).sum().backward()
+    (out[0] * weight).sum().backward()
+    if detach:
+        assert torch.equal(x1.grad, x2.grad)
+    else:  # the step loop fires twice on the stored state: the same gradient in two parts
+        assert torch.allclose(x1.grad, x2.grad, rtol=1e-5, atol=5e-6)
+    for name, parameter in stepped.named_parameters():
+        assert torch.allclose(parameter.grad, whole.get_parameter(name).grad, rtol=1e-4, atol=1e-4)
+    parts = [chunked.sequence(part)[0] for part in x.split([5, 1, 6])]
+    assert torch.equal(torch.cat(parts), spikes)
+    chunked.output = True
+    chunked.reset_mem()
+    assert all(torch.equal(a, b) for a, b in zip(chunked.sequence(x)[1:], traces, strict=True))
+
+
+@every_class
+def test_hidden_states_and_passed_states_are_the_same_numbers(cls):
+    x = currents(8, 2, 4)
+    explicit, _, _ = loop(make(cls), x)
+    hidden = make(cls, init_hidden=True)
+    implicit = torch.stack([hidden(x_t) for x_t in x])
+    stateful = make(cls)
+    assert torch.equal(explicit, implicit)
+    assert torch.equal(explicit, torch.stack([stateful(x_t)[0] for x_t in x]))
+
+
+@every_class
+def test_return_values(cls):
+    x, n = currents(4, 3), len(cls.state_names)
+    x_seq = currents(6, 4, 3)
+    assert len(make(cls)(x)) == 1 + n
+    assert make(cls, init_hidden=True)(x).shape == (4, 3)
+    assert len(make(cls, init_hidden=True, output=True)(x)) == 1 + n
+    assert make(cls, init_hidden=True, step_mode=False)(x_seq).shape == (6, 4, 3)
+    spk, *final = make(cls, step_mode=False)(x_seq)
+    assert spk.shape == (6, 4, 3) and [s.shape for s in final] == [(4, 3)] * n
+    spk, *traces = make(cls, step_mode=False, output=True, init_hidden=True)(x_seq)
+    assert [s.shape for s in traces] == [(6, 4, 3)] * n
+    assert cls.state_names[-1] == "mem"
+
+
+@every_class
+def test_reset_mem_and_its_alias(cls):
+    module = make(cls)
+    module(currents(4, 3))
+    states = module.reset_mem()
+    states = states if isinstance(states, tuple) else (states,)
+    assert len(states) == len(cls.state_names)
+    for name, state in zip(cls.state_names, states, strict=True):
+        assert state is getattr(module, name)
+        assert state.shape == (4, 3) and not state.any() and state.grad_fn is None
+    alias = getattr(module, f"init_{cls.__name__.lower()}")
+    assert len(cls.state_names) == 1 or len(alias()) == len(cls.state_names)
+
+
+@every_class
+def test_detach_and_reset_reach_every_living_module_of_the_class(cls):
+    modules = [make(cls)]
+    modules += [copy.deepcopy(modules[0]), pickle.loads(pickle.dumps(modules[0]))]
+    for module in modules:
+        module(currents(4, 3).requires_grad_())
+        assert module.mem.grad_fn is not None
+    cls.detach_hidden()
+    assert all(module.mem.grad_fn is None and module.mem.any() for module in modules)
+    cls.reset_hidden()
+    assert not any(module.mem.any() for module in modules)
+
+
+@every_class
+def test_modules_are_freed(cls):
+    before = len(SpikingNeuron.instances)
+    module = make(cls)
+    assert len(SpikingNeuron.instances) == before
+    alive = weakref.ref(module)
+    del module
+    gc.collect()
+    assert alive() is None
+
+
+@every_class
+def test_a_hidden_state_starts_afresh_when_the_batch_changes(cls):
+    module = make(cls, init_hidden=True)
+    module(currents(4, 3))
+    x = currents(2, 3, seed=3)
+    assert torch.equal(module(x), make(cls, init_hidden=True)(x))
+
+
+@every_class
+@pytest.mark.parametrize("length", [0, 1])
+def test_short_sequences(cls, length):
+    module, x = make(cls), currents(length, 4, 3)
+    spk, *states = module.sequence(x)
+    assert spk.shape == (length, 4, 3) and all(state.shape == (4, 3) for state in states)
+    if length:
+        assert torch.equal(spk[0], make(cls)(x[0])[0])
+
+
+# ---------------------------------------------------------------- against the host's own neuron
+
+
+@pytest.mark.parametrize("reset", ["zero", "none"])
+def test_lif_spikes_as_leaky(reset):
+    x = currents(100, 8, 16)
+    ours, host = LIF(0.9, reset_mechanism=reset), snn.Leaky(0.9, reset_mechanism=reset)
+    assert torch.equal(loop(ours, x)[0], loop(host, x)[0])
+
+
+def test_lif_subtract_is_not_leaky_subtract():
+    x = currents(100, 8, 16)
+    ours, host = loop(LIF(0.9), x)[0], loop(snn.Leaky(0.9), x)[0]
+    assert 0.01 < (ours != host).float().mean() < 0.4
+
+
+@every_class
+def test_exactly_at_the_threshold_is_silent(cls):
+    x = torch.full((2, 3), 0.5)
+    level = make(cls)(x)[-1][0, 0].item()
+    assert level > 0
+    assert not make(cls, threshold=level)(x)[0].any()
+    assert make(cls, threshold=level, spike_grad=surrogate.atan(fires_at_threshold=True))(x)[0].all()
+
+
+def test_inhibition_is_that_of_leaky():
+    x = currents(20, 4, 6)
+    with pytest.warns(UserWarning, match="Inhibition"):
+        ours = LIF(0.9, reset_mechanism="none", inhibition=True)
+    with pytest.warns(UserWarning, match="Inhibition"):
+        host = snn.Leaky(0.9, reset_mechanism="none", inhibition=True)
+    spikes = loop(ours, x)[0]
+    assert torch.equal(spikes, loop(host, x)[0])
+    assert spikes.sum(-1).max() == 1
+    ours.reset_mem()
+    assert torch.equal(ours.sequence(x)[0], spikes)
+
+
+def test_inhibition_masks_after_the_reset():
+    with pytest.warns(UserWarning, match="Inhibition"):
+        module = LIF(0.5, inhibition=True)
+    x = torch.tensor([[[3.0, 2.0]], [[0.0, 0.0]]])
+    spk, mem = module.sequence(x)
+    assert spk[0].tolist() == [[1.0, 0.0]]
+    assert mem.tolist() == [[1.0, 0.5]]  # both were reset: (3 - 1)/2 and (2 - 1)/2
+
+
+def test_state_quant_acts_once_a_step():
+    def quant(state):
+        return torch.round(state * 4) / 4
+
+    x = currents(20, 4, 6)
+    ours = LIF(0.9, reset_mechanism="none", state_quant=quant)
+    host = snn.Leaky(0.9, reset_mechanism="none", state_quant=quant)
+    assert torch.equal(loop(ours, x)[0], loop(host, x)[0])
+    assert torch.equal(ours.mem, quant(ours.mem))
+    ours.reset_mem()
+    assert torch.equal(ours.sequence(x)[1], host.mem)
+
+
+@every_class
+def test_surrogate_disable_gives_the_same_spikes_without_a_gradient(cls):
+    x = currents(5, 4, 3).requires_grad_()
+    spikes = make(cls, surrogate_disable=True).sequence(x)[0]
+    assert spikes.grad_fn is None and torch.equal(spikes, make(cls).sequence(x)[0])
+
+
+# ---------------------------------------------------------------- parameters
+
+
+@every_class
+def test_learn_flags_choose_parameter_or_buffer(cls):
+    flags = [name for name in inspect.signature(cls).parameters if name.startswith("learn_")]
+    for flag in flags:
+        names = {"learn_beta": ["c1", "c2"] if issubclass(cls, LSTMLIF) else ["beta"]}.get(flag, [flag[6:]])
+        for learn in (False, True):
+            module = make(cls, **{flag: learn})
+            for name in names:
+                assert (name in dict(module.named_parameters())) is learn
+                assert (name in dict(module.named_buffers())) is not learn
+                assert name in module.state_dict()
+
+
+@every_class
+def test_every_learned_parameter_gets_a_gradient(cls):
+    flags = {n: True for n in inspect.signature(cls).parameters if n.startswith("learn_")}
+    module = make(cls, **flags)
+    module.sequence(currents(10, 4, 3))[0].sum().backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("shape", "step"),
+    [((), (4, 6)), ((6,), (4, 6)), ((5, 1, 1), (2, 5, 3, 3)), ((3,), (2, 4, 4, 3))],
+    ids=["layer", "neuron", "channel", "channels-last"],
+)
+def test_parameters_per_layer_neuron_and_channel(shape, step):
+    beta, k = torch.rand(shape) * 0.5 + 0.25, torch.rand(shape) + 0.5
+    modules = [
+        LIF(beta, learn_beta=True, threshold=torch.rand(shape) + 0.5, learn_threshold=True),
+        KLIF(beta, k, learn_beta=True),
+        LSTMLIF(-beta, beta, gamma=k, learn_threshold=True),
+    ]
+    for module in modules:
+        x = currents(6, *step)
+        module.sequence(x)[0].sum().backward()
+        for name, parameter in module.named_parameters():
+            assert parameter.grad.shape == (() if isinstance(module, LSTMLIF) and name == "threshold" else shape)
+        # the same as a layer with the values written out
+        module.reset_mem()
+        first = module.sequence(x)[0]
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            if tensor.shape == shape and name not in ("dend", "mem", "graded_spikes_factor", "reset_mechanism_val"):
+                tensor.data = tensor.data.expand(step[1:]).clone()
+        module.reset_mem()
+        assert torch.equal(module.sequence(x)[0], first)
+
+
+def test_tensors_are_cloned_and_integers_become_floats():
+    beta = torch.tensor([0.5, 0.25])
+    first, second = KLIF(beta, learn_beta=True), KLIF(beta, learn_beta=True)
+    with torch.no_grad():
+        first.beta.add_(0.25)
+    assert torch.equal(second.beta, beta) and beta.tolist() == [0.5, 0.25]
+    module = KLIF(1, 2, 1, learn_threshold=True)
+    assert all(v.dtype == torch.float32 for v in (module.beta, module.k, module.threshold))
+    shared = torch.tensor(-0.5)
+    assert LSTMLIF(shared).c1 is not LSTMLIF(shared).c1
+
+
+def test_learned_betas_stay_in_range():
+    module = LSTMLIF()
+    with torch.no_grad():
+        module.c1.fill_(300.0)
+        module.c2.fill_(-300.0)
+    assert (module.beta1.item(), module.beta2.item()) == (-1.0, 0.0)
+    assert torch.isfinite(module.sequence(currents(5, 2, 3))[2]).all()
+    leaky = LIF(0.5, learn_beta=True)
+    with torch.no_grad():
+        leaky.beta.fill_(1.5)
+    assert torch.equal(leaky.sequence(currents(5, 2, 3))[0], LIF(1.0).sequence(currents(5, 2, 3))[0])
+
+
+def test_k_constraints():
+    module = KLIF(0.5, 1.5, k_constraint="clamp")
+    x = currents(6, 4, 3)
+    optimiser = torch.optim.SGD(module.parameters(), lr=1e3)
+    for sign in (1, -1):
+        (sign * loop(module, x)[0].sum()).backward()
+        optimiser.step()
+        assert not 1e-3 <= module.k.item() <= 2
+        module.reset_mem()
+        module(x[0])
+        assert round(module.k.item(), 6) in (2.0, 1e-3)
+        module.reset_mem()
+        optimiser.zero_grad()
+    soft = KLIF(0.5, 1.5, k_constraint="softplus")
+    assert torch.allclose(torch.nn.functional.softplus(soft.k), torch.tensor(1.5))
+    assert torch.equal(soft.sequence(x)[0], KLIF(0.5, 1.5).sequence(x)[0])
+
+
+# ---------------------------------------------------------------- saving, copying, moving
+
+
+@every_class
+def test_state_dict_round_trip(cls):
+    source, target = make(cls, reset_mechanism="zero"), make(cls)
+    with torch.no_grad():
+        for parameter in source.parameters():
+            parameter.add_(0.25)
+    source(currents(4, 3))
+    assert not set(cls.state_names) & source.state_dict().keys()
+    file = io.BytesIO()
+    torch.save(source.state_dict(), file)
+    file.seek(0)
+    target.load_state_dict(torch.load(file, weights_only=True))
+    x = currents(9, 4, 3)
+    source.reset_mem()
+    assert target.reset_mechanism == "zero"
+    assert torch.equal(source.sequence(x)[0], target.sequence(x)[0])
+
+
+@every_class
+def test_changing_the_reset_takes_effect(cls):
+    x = currents(9, 4, 3)
+    module = make(cls)
+    first = module.sequence(x)[0]
+    module.reset_mem()
+    module.reset_mechanism = "none"
+    changed = module.sequence(x)[0]
+    assert torch.equal(changed, make(cls, reset_mechanism="none").sequence(x)[0])
+    assert not torch.equal(changed, first)
+
+
+@every_class
+@pytest.mark.parametrize("spike_grad", [None, snn.surrogate.fast_sigmoid(10), surrogate.triangle(0.5)])
+def test_whole_modules_pickle_and_copy(cls, spike_grad):
+    module = make(cls, spike_grad=spike_grad)
+    x = currents(7, 4, 3)
+    expected = module.sequence(x)[0]
+    cls.detach_hidden()
+    file = io.BytesIO()
+    torch.save(nn.Sequential(module), file)
+    file.seek(0)
+    for twin in (
+        torch.load(file, weights_only=False)[0],
+        pickle.loads(pickle.dumps(module)),
+        copy.deepcopy(module),
+    ):
+        twin.reset_mem()
+        assert torch.equal(twin.sequence(x)[0], expected)
+        assert twin.spike_grad == module.spike_grad
+
+
+@every_class
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_spikes_keep_the_inputs_dtype(cls, dtype):
+    module, x = make(cls).to(dtype), currents(9, 4, 3, dtype=dtype)
+    spk, *states = module.sequence(x)
+    assert spk.dtype == dtype
+    wide = dtype if dtype == torch.float64 else torch.float32
+    assert all(state.dtype == wide for state in states)
+    module.reset_mem()
+    assert torch.equal(torch.stack([module(x_t)[0] for x_t in x]), spk)
+    reference = make(cls).to(dtype).to(wide)
+    assert torch.equal(reference.sequence(x.to(wide))[0].to(dtype), spk)
+
+
+def test_channels_last_keeps_its_strides():
+    x = currents(4, 2, 3, 5, 5).permute(0, 1, 4, 2, 3)
+    spk, dend, mem = LSTMLIF().sequence(x)
+    assert spk.stride() == x.stride() and mem.stride() == x[0].stride()
+    assert torch.equal(spk, LSTMLIF().sequence(x.contiguous())[0])
+
+
+# torch's own tracer does what torch's own warning forbids.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@every_class
+def test_one_step_compiles_without_a_graph_break(cls):
+    torch.compiler.reset()
+    module, twin = make(cls), make(cls)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = currents(3, 4, 3)
+    states = tuple(torch.zeros(4, 3) for _ in cls.state_names)
+    expected = twin(x[0], *states)
+    got = compiled(x[0], *states)
+    assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
+
+
+# ---------------------------------------------------------------- errors
+
+
+def bad_calls(cls):
+    step, seq = currents(4, 3), currents(6, 4, 3)
+    extra = (None,) * (len(cls.state_names) - 1)
+    return {
+        "0-d input": ({}, (torch.tensor(1.0),), ValueError, r"\[N, \*\]"),
+        "no time axis": ({"step_mode": False}, (step[0],), ValueError, r"\[T, N, \*\]"),
+        "integers": ({}, (step.long(),), TypeError, "floating point"),
+        "no tensor": ({}, ([1.0],), TypeError, "tensor"),
+        "state of another shape": ({}, (step, *extra, torch.zeros(1, 3)), ValueError, "state v must have the shape"),
+        "state of another dtype": ({}, (step, *extra, torch.zeros(4, 3).double()), TypeError, "state v must be"),
+        "half state": ({}, (step.half(), *extra, torch.zeros(4, 3).half()), TypeError, "float32"),
+        "too many states": ({}, (step, *extra, None, None), TypeError, "argument|states"),
+        "state and init_hidden": ({"init_hidden": True}, (step, *extra, torch.zeros(4, 3)), TypeError, "init_hidden"),
+        "sequence state": ({"step_mode": False}, (seq, *extra, torch.zeros(6, 4, 3)), ValueError, "state v"),
+    }
+
+
+@every_class
+@pytest.mark.parametrize("case", bad_calls(LIF).keys())
+def test_a_bad_call_is_refused_and_leaves_the_states(cls, case):
+    kwargs, args, error, match = bad_calls(cls)[case]
+    module = make(cls, **kwargs)
+    step = currents(4, 3, seed=7)
+    (module.step if module.step_mode else lambda x: module.sequence(x[None]))(step)
+    before = [getattr(module, name) for name in cls.state_names]
+    with pytest.raises(error, match=match):
+        module(*args)
+    assert all(getattr(module, name) is state for name, state in zip(cls.state_names, before, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "match"),
+    [
+        (lambda: KLIF(1.5), ValueError, r"beta must be finite and in \[0, 1\]"),
+        (lambda: LIF(float("nan")), ValueError, "beta must be finite"),
+        (lambda: KLIF(0.5, float("inf")), ValueError, "k must be finite"),
+        (lambda: KLIF(0.5, torch.tensor([1.0, float("nan")])), ValueError, "k must be finite"),
+        (lambda: KLIF(0.5, 0.0, scale_reset=True), ValueError, r"k must be finite and in \(0, inf\)"),
+        (lambda: KLIF(0.5, -1.0, scale_reset=True), ValueError, "k must be"),
+        (lambda: KLIF(0.5, -1.0, k_constraint="softplus"), ValueError, "k must be > 0"),
+        (lambda: KLIF(0.5, k_constraint="sigmoid"), ValueError, "k_constraint must be"),
+        (lambda: LSTMLIF(beta1=0.5), ValueError, r"beta1 must be finite and in \(-1, 0\)"),
+        (lambda: LSTMLIF(beta2=1.0), ValueError, r"beta2 must be finite and in \(0, 1\)"),
+        (lambda: LSTMLIF(gamma=float("nan")), ValueError, "gamma must be finite"),
+        (lambda: LSTMLIF(threshold=float("inf")), ValueError, "v_threshold must be finite"),
+        (lambda: LSTMLIF(reset_mechanism="soft"), ValueError, "reset_mechanism"),
+        (lambda: LSTMLIF(backend="gpu"), ValueError, "unknown backend 'gpu'"),
+        (lambda: LSTMLIF(backend="cupy"), BackendUnavailable, "cupy"),
+        (lambda: LSTMLIF(spike_grad=3), TypeError, "callable"),
+        (lambda: LSTMLIF(spike_grad=snn.surrogate.SSO()), ValueError, "SSO"),
+    ],
+)
+def test_a_bad_constructor_is_refused(build, error, match):
+    with pytest.raises(error, match=match):
+        build()
+
+
+@pytest.mark.parametrize(("value", "scale"), [(float("nan"), False), (0.0, True)])
+def test_a_k_that_training_spoilt_is_refused(value, scale):
+    module = KLIF(0.5, scale_reset=scale)
+    module(currents(4, 3))
+    before = module.mem
+    with torch.no_grad():
+        module.k.fill_(value)
+    with pytest.raises(ValueError, match="k must be"):
+        module(currents(4, 3))
+    assert module.mem is before
+
+
+def test_a_users_own_spike_function_runs():
+    def soft(x):
+        return torch.sigmoid(x)
+
+    x = currents(5, 4, 3)
+    module = LSTMLIF(spike_grad=soft)
+    assert module.spike_grad is soft
+    spk = module.sequence(x)[0]
+    assert torch.equal(spk, loop(LSTMLIF(spike_grad=soft), x)[0]) and (spk > 0).all()
