@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from snntorch import SpikingNeuron
@@ -113,6 +113,7 @@ class SequenceNeuron(SpikingNeuron):
         self.step_mode = step_mode
         for name in self.state_names:
             self.register_buffer(name, torch.zeros(0), persistent=False)
+        self._fresh = True
         self._built: tuple[Any, Neuron] | None = None
 
     # ------------------------------------------------------------ what a neuron's class says
@@ -218,19 +219,25 @@ class SequenceNeuron(SpikingNeuron):
             names = ", ".join(f"`{name}`" for name in self.state_names)
             raise TypeError(f"{names} must not be passed while `init_hidden=True`; the module keeps its states itself")
         return tuple(
-            self._hidden(name, x, shape) if state is None else state
+            self._state(name, state, x, shape)
             for name, state in zip(reversed(self.state_names), reversed(given), strict=True)
         )
 
-    def _hidden(self, name: str, x: Tensor, shape: Any) -> Tensor | None:
+    def _state(self, name: str, given: Any, x: Tensor, shape: Any) -> Any:
         hidden = getattr(self, name)
-        if hidden.shape != shape:
+        if given is None:
+            return hidden.to(device=x.device, dtype=sequence.state_dtype(x)) if hidden.shape == shape else None
+        # ``mem = lif.reset_mem()`` at the start of a batch, then ``lif(x, mem)``: what it returned is
+        # empty before the first call, and has the shape of the last batch afterwards.
+        reset = self._fresh and given is hidden
+        if isinstance(given, Tensor) and given.shape != shape and (reset or given.shape == (0,)):
             return None
-        return cast(Tensor, hidden.to(device=x.device, dtype=sequence.state_dtype(x)))
+        return given
 
     def _store(self, states: tuple[Tensor, ...]) -> None:
         for name, state in zip(reversed(self.state_names), states, strict=True):
             setattr(self, name, state)
+        self._fresh = False
 
     def _finish(self, spk: Tensor, mem: Tensor | None, dim: int) -> Tensor:
         if self.inhibition and mem is not None:
@@ -253,6 +260,7 @@ class SequenceNeuron(SpikingNeuron):
         """
         for name in self.state_names:
             setattr(self, name, torch.zeros_like(getattr(self, name)))
+        self._fresh = True
         states = tuple(getattr(self, name) for name in self.state_names)
         return states[0] if len(states) == 1 else states
 

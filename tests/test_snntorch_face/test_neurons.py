@@ -180,6 +180,18 @@ def test_a_hidden_state_starts_afresh_when_the_batch_changes(cls):
 
 
 @every_class
+def test_the_tutorials_idiom_survives_a_smaller_last_batch(cls):
+    module = make(cls)
+    for size in (4, 4, 2):
+        states = module.reset_mem()
+        states = states if isinstance(states, tuple) else (states,)
+        x = currents(5, size, 3, seed=size)
+        assert torch.equal(loop(module, x, states)[0], make(cls).sequence(x)[0])
+    with pytest.raises(ValueError, match="must have the shape"):  # not reset: the same tensors are refused
+        module(currents(4, 3), *(getattr(module, name) for name in cls.state_names))
+
+
+@every_class
 @pytest.mark.parametrize("length", [0, 1])
 def test_short_sequences(cls, length):
     module, x = make(cls), currents(length, 4, 3)
@@ -419,7 +431,7 @@ def test_spikes_keep_the_inputs_dtype(cls, dtype):
 
 def test_channels_last_keeps_its_strides():
     x = currents(4, 2, 3, 5, 5).permute(0, 1, 4, 2, 3)
-    spk, dend, mem = LSTMLIF().sequence(x)
+    spk, _, mem = LSTMLIF().sequence(x)
     assert spk.stride() == x.stride() and mem.stride() == x[0].stride()
     assert torch.equal(spk, LSTMLIF().sequence(x.contiguous())[0])
 
