@@ -1,0 +1,222 @@
+"""One neuron, two hosts, one core: the same numbers; and where the hosts differ on purpose.
+
+The second half is the table "Where the hosts differ" of the README, row by row. Its last row
+(RTRL) is in test_snntorch_face/test_host_utilities.py.
+"""
+
+import pytest
+import snntorch as snn
+import torch
+from spikingjelly.activation_based import functional, neuron
+
+import snn_ext.snntorch as snntorch_face
+import snn_ext.spikingjelly as spikingjelly_face
+from snn_ext import sequence
+from snn_ext.core import surrogate
+from snn_ext.neurons import CATALOGUE
+
+RESETS = {"zero": ("hard", 0.0), "subtract": ("soft", None)}
+ARGUMENTS = {
+    # neuron: (snnTorch, SpikingJelly); tau = 1 / (1 - beta), so that both leaks round alike
+    "LIF": ({"beta": 0.75}, {"tau": 4.0, "decay_input": False}),
+    "KLIF": ({"beta": 0.75, "k": 1.25}, {"tau": 4.0, "decay_input": False, "k": 1.25}),
+    "LSTM-LIF": ({"beta1": -0.6, "beta2": 0.3, "gamma": 0.4}, {"beta1": -0.6, "beta2": 0.3, "gamma": 0.4}),
+    "TC-LIF": ({"beta1": -0.6, "beta2": 0.3, "gamma": 0.4}, {"beta1": -0.6, "beta2": 0.3, "gamma": 0.4}),
+}
+
+every_neuron = pytest.mark.parametrize("name", CATALOGUE)
+
+
+def test_every_neuron_of_the_catalogue_is_compared():
+    assert ARGUMENTS.keys() == CATALOGUE.keys()
+
+
+def pair(name, reset, *, detach=False, decay_input=False, rule=True):
+    """The same neuron in both hosts, with one rule at the threshold and one surrogate."""
+    entry = CATALOGUE[name]
+    ours, theirs = (dict(arguments) for arguments in ARGUMENTS[name])
+    if "tau" in theirs:
+        ours["decay_input"] = theirs["decay_input"] = decay_input
+    spike = surrogate.Surrogate(entry.surrogate.kind, entry.surrogate.numbers, fires_at_threshold=rule)
+    module = getattr(snntorch_face, entry.snntorch)(
+        **ours, spike_grad=spike, reset_mechanism=reset, detach_reset=detach, step_mode=False
+    )
+    node = getattr(spikingjelly_face, entry.spikingjelly)(
+        **theirs, surrogate_function=spike, v_reset=RESETS[reset][1], detach_reset=detach, step_mode="m"
+    )
+    return module, node
+
+
+def core(name, reset, x, module, carry, detach=False):
+    entry = CATALOGUE[name]
+    variant = {"reset": RESETS[reset][0]}
+    if "beta" in ARGUMENTS[name][0]:
+        variant |= {"decay": "beta", "decay_input": module.decay_input}
+    made = entry.make(**entry.options, **variant)
+    values = {n: getattr(module, n) for n in ("beta", "k", "beta1", "beta2", "gamma") if hasattr(module, n)}
+    values = {"v_threshold": 1.0, "v_reset": 0.0} | values
+    return made, values, sequence.run(
+        made, x, None, values, spike=module.spike_grad, detach_reset=detach, carry=carry, trace=True
+    )
+
+
+def random_input(seed=0, dyadic=False):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(40, 3, 17, generator=generator) * 1.2
+    return torch.round(x * 64) / 64 if dyadic else x
+
+
+@every_neuron
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("rule", [True, False], ids=["fires at", "silent at"])
+@pytest.mark.parametrize("dyadic", [True, False], ids=["dyadic", "random"])
+def test_both_hosts_and_the_core_agree_bit_for_bit(name, reset, rule, dyadic):
+    module, node = pair(name, reset, rule=rule)
+    x = random_input(dyadic=dyadic)
+    spikes, *before = module(x)
+    assert 0.02 < spikes.mean() < 0.98
+    assert torch.equal(node(x), spikes)
+    made, values, after = core(name, reset, x, module, "after_reset")
+    assert torch.equal(after.output, spikes)
+    # snnTorch's states, put through one reset, are SpikingJelly's.
+    p = sequence.Values(**values, spike=module.spike_grad)
+    charged = tuple(reversed(before))
+    settled = made.reset(charged, made.fire(charged, p), p)
+    memories = [getattr(node, state) for state in made.states]
+    for one, two, three in zip(settled, memories, after.states, strict=True):
+        assert torch.equal(one, two) and torch.equal(two, three)
+    _, _, kept = core(name, reset, x, module, "before_reset")
+    assert all(torch.equal(a, b) for a, b in zip(charged, kept.states, strict=True))
+
+
+@pytest.mark.parametrize("name", ["LIF", "KLIF"])
+def test_a_decayed_input_agrees_bit_for_bit_on_dyadic_data(name):
+    # beta v + (1 - beta) x and v + (x - v) / tau round differently; on a grid nothing is rounded.
+    module, node = pair(name, "zero", decay_input=True)
+    x = random_input(dyadic=True)[:6] * 2
+    spikes = module(x)[0]
+    assert spikes.any() and torch.equal(node(x), spikes)
+
+
+@every_neuron
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("detach", [True, False])
+def test_gradients_agree(name, reset, detach):
+    module, node = pair(name, reset, detach=detach)
+    x1, x2 = (random_input().requires_grad_() for _ in range(2))
+    weight = random_input(seed=1)
+    (module(x1)[0] * weight).sum().backward()
+    (node(x2) * weight).sum().backward()
+    named = dict(node.named_parameters())
+    shared = [(parameter.grad, named[key].grad) for key, parameter in module.named_parameters()]
+    assert len(shared) == len(named)
+    for one, two in [(x1.grad, x2.grad), *shared]:
+        assert one.abs().sum() > 0
+        if detach:
+            assert torch.equal(one, two)
+        else:
+            torch.testing.assert_close(one, two, rtol=2e-6, atol=2e-6 * one.abs().max().item())
+
+
+@every_neuron
+def test_trained_parameters_share_their_names(name):
+    module, node = pair(name, "subtract")
+    assert dict(module.named_parameters()).keys() == dict(node.named_parameters()).keys()
+
+
+# ---------------------------------------------------------------- where the hosts differ
+
+
+def faces(name, **kwargs):
+    entry = CATALOGUE[name]
+    first = {"beta": 0.5} if "beta" in ARGUMENTS[name][0] else {}
+    second = {"tau": 2.0, "decay_input": False, "v_reset": None} if first else {}
+    ours = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
+    theirs = {"v_threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
+    module = getattr(snntorch_face, entry.snntorch)(**first, **ours)
+    return module, getattr(spikingjelly_face, entry.spikingjelly)(**second, **theirs)
+
+
+@every_neuron
+def test_exactly_at_the_threshold(name):
+    x = torch.full((2, 3), 0.75)
+    level = faces(name)[0](x)[-1][0, 0].item()
+    module, node = faces(name, threshold=level)
+    assert not module(x)[0].any() and node(x).all()
+    host_silent, host_fires = snn.Leaky(0.5, threshold=0.75), neuron.IFNode(v_threshold=0.75)
+    assert not host_silent(x)[0].any() and host_fires(x).all()
+
+
+@every_neuron
+def test_stored_state(name):
+    module, node = faces(name)
+    x = torch.full((2, 3), 4.0)
+    assert module(x)[0].all() and node(x).all()
+    assert torch.equal(module.mem - 1.0, node.v) and (module.mem > 1).all()
+    host_before, host_after = snn.Leaky(0.5), neuron.IFNode(v_reset=None)
+    host_before(x), host_after(x)
+    assert (host_before.mem == 4).all() and (host_after.v == 3).all()
+
+
+@every_neuron
+def test_gradient_through_the_reset(name):
+    for module in faces(name):
+        assert module.detach_reset is False
+    leaky, module = snn.Leaky(0.5), snntorch_face.LIF(0.5)
+    grads = []
+    for one in (leaky, module):
+        x = torch.full((1,), 1.25, requires_grad=True)
+        one(x)
+        one(torch.zeros(1))[1].backward()
+        grads.append(x.grad.item())
+    assert grads[0] == 0.5 and grads[1] != 0.5
+
+
+def test_subtract_is_before_the_next_leak():
+    x = torch.tensor([[1.5], [0.0]])
+    leaky = snn.Leaky(0.5)
+    module, node = snntorch_face.LIF(0.5), spikingjelly_face.LIFNode(tau=2.0, decay_input=False, v_reset=None)
+    host = neuron.LIFNode(tau=2.0, decay_input=False, v_reset=None)
+    for x_t in x:
+        leaky(x_t), module(x_t), node(x_t), host(x_t)
+    assert leaky.mem.item() == 0.5 * 1.5 - 1.0
+    assert module.mem.item() == node.v.item() == host.v.item() == 0.5 * (1.5 - 1.0)
+
+
+@every_neuron
+def test_default_surrogate(name):
+    module, node = faces(name)
+    published = CATALOGUE[name].surrogate
+    assert module.spike_grad == published.with_rule(False)
+    ours = surrogate.spike_function(node.surrogate_function, True)
+    assert ours == (surrogate.sigmoid(4.0) if name in ("LIF", "KLIF") else published).with_rule(True)
+
+
+@every_neuron
+def test_a_passed_state_that_does_not_fit(name):
+    module, node = faces(name)
+    states = [torch.zeros(1, 3) for _ in module.state_names]
+    with pytest.raises(ValueError, match="must have the shape of a step"):
+        module(torch.ones(2, 3), *states)
+    with pytest.raises(ValueError, match="must have the shape of a step"):
+        node.functional_forward((torch.ones(2, 3),), tuple(states))
+    dropped, wrong = snn.Leaky(0.5), torch.ones(1, 3)
+    assert torch.equal(dropped(torch.ones(2, 3), wrong)[1], torch.ones(2, 3))  # the host dropped it
+
+
+@every_neuron
+def test_a_hidden_state_when_the_batch_changes(name):
+    module, node = faces(name)
+    host = neuron.KLIFNode()
+    for one in (module, node, host):
+        one(torch.ones(2, 3))
+    fresh_module, fresh_node = faces(name)
+    x = torch.ones(5, 3)
+    assert torch.equal(module(x)[0], fresh_module(x)[0])
+    try:
+        host(x)
+    except RuntimeError:
+        with pytest.raises(ValueError, match="reset_net"):
+            node(x)
+        functional.reset_net(node)
+    assert torch.equal(node(x), fresh_node(x))

@@ -1,0 +1,50 @@
+"""The README says what is true: its snippets run, its table is the catalogue's."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from snn_ext.neurons import CATALOGUE
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+
+
+def table():
+    rows = [
+        "| neuron | paper | equations | snnTorch | SpikingJelly | exact | inferred |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, entry in CATALOGUE.items():
+        equations = "<br>".join(f"`{equation}`" for equation in entry.equations)
+        rows.append(
+            f"| {name} | {entry.paper} | {equations} | `{entry.snntorch}` | `{entry.spikingjelly}` | {entry.exact} "
+            f"| {entry.inferred} |"
+        )
+    return "\n".join(rows)
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["snntorch", "spikingjelly", "own neuron"])
+def test_snippets_run(snippet):
+    names = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    if "logits" in names:
+        assert names["logits"].shape == (8, 10)
+        assert names["net"][0].weight.grad.abs().sum() > 0
+    else:
+        assert names["result"].output.any()
+
+
+def test_the_table_is_the_catalogue():
+    held = re.search(r"<!-- table: .*? -->\n(.*?)\n?<!-- end of table -->", README, flags=re.DOTALL)
+    assert held and held[1] == table(), f"put this table into README.md:\n{table()}"
+
+
+def test_the_two_commands_are_complete():
+    commands = re.findall(r"```bash\n(python3 -m venv .*?)```", README, flags=re.DOTALL)
+    assert [command.strip().rsplit("&& ", 1)[1] for command in commands] == [
+        "python -m benchmarks demo",
+        "python -m pytest",
+    ]
+    assert len({command.rsplit("&& ", 1)[0] for command in commands}) == 1
