@@ -8,7 +8,7 @@ numbers: a sequence, its steps one by one, and its chunks with carried states ag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from .core import reference
 from .core.neuron import Neuron, Tensors, Value, Values
 from .core.reference import Carry, Result
 
+_CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 
 _NOT_HERE = {
@@ -80,13 +81,13 @@ def run(
     Raises:
         TypeError: an input that is no floating point tensor; a state of another dtype.
         ValueError: a missing time axis, shapes that do not fit, values outside their domain, an
-            unknown backend.
+            unknown backend or carry.
         BackendUnavailable: the backend asked for cannot run here.
     """
     inputs = _check_inputs(neuron, inputs, axes=2)
     like = inputs[0]
     first = like.detach()[0] if like.shape[0] else like.new_empty(like.shape[1:])
-    states, p = _prepare(neuron, first, states, values or {}, spike, backend)
+    states, p = _prepare(neuron, first, states, values or {}, spike, carry, backend)
     if like.shape[0] == 0:
         empty = like.clone()
         wide = empty.to(state_dtype(like))
@@ -118,7 +119,7 @@ def step(
     """
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
-    states, p = _prepare(neuron, like, states, values or {}, spike, backend)
+    states, p = _prepare(neuron, like, states, values or {}, spike, carry, backend)
     wide_inputs = tuple(x.to(state_dtype(like)) for x in inputs)
     outputs, carried = reference.run(neuron, [wide_inputs], states, p, detach_reset=detach_reset, carry=carry)
     return Result(outputs[0].to(like.dtype), carried[0])
@@ -160,9 +161,12 @@ def _prepare(
     states: Sequence[Value | None] | None,
     values: Mapping[str, Value],
     spike: Callable[[Tensor], Tensor],
+    carry: str,
     backend: str,
 ) -> tuple[Tensors, Values]:
     check_backend(backend)
+    if carry not in _CARRIES:
+        raise ValueError(f"carry must be 'after_reset' or 'before_reset', got {carry!r}")
     neuron.check_values(values)
     dtype = state_dtype(like)
     ready = {name: _check_value(neuron, name, value, like, dtype) for name, value in values.items()}

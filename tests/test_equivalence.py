@@ -55,8 +55,10 @@ def core(name, reset, x, module, carry, detach=False):
     made = entry.make(**entry.options, **variant)
     values = {n: getattr(module, n) for n in ("beta", "k", "beta1", "beta2", "gamma") if hasattr(module, n)}
     values = {"v_threshold": 1.0, "v_reset": 0.0} | values
-    return made, values, sequence.run(
-        made, x, None, values, spike=module.spike_grad, detach_reset=detach, carry=carry, trace=True
+    return (
+        made,
+        values,
+        sequence.run(made, x, None, values, spike=module.spike_grad, detach_reset=detach, carry=carry, trace=True),
     )
 
 

@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, cast
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 Tensors = tuple[Tensor, ...]
 Value = float | Tensor
@@ -141,7 +142,8 @@ class Neuron:
         """Refuse values that are missing, unknown, not finite or outside their domain.
 
         Tensors are looked at on the CPU only: on another device that would wait for the device
-        at each call, so there they are checked when a module is made, not when it runs.
+        at each call, so there they are checked when a module is made, not when it runs. While
+        ``torch.compile`` traces, values are symbols and none is looked at.
 
         Raises:
             ValueError: what was expected, what came.
@@ -157,9 +159,14 @@ class Neuron:
 
     def check_value(self, parameter: Parameter, value: Value) -> None:
         """Refuse one value that is not finite or outside the domain of ``parameter``."""
+        if torch.compiler.is_compiling():
+            return
         if isinstance(value, Tensor):
-            if value.device.type != "cpu" or torch.compiler.is_compiling() or value.numel() == 0:
+            if value.device.type != "cpu" or value.numel() == 0:
                 return
+            # Under torch.func the numbers are inside one wrapper per transform.
+            while is_functorch_wrapped_tensor(value):
+                value = get_unwrapped(value)
             ends = value.detach()
             ends = ends.expand(2) if ends.dim() == 0 else torch.stack(torch.aminmax(ends))
             low, high = ends.tolist()
@@ -196,21 +203,26 @@ class Neuron:
             **dict.fromkeys(self.constants, 0.0),
             spike=lambda x: (x >= 0).to(x.dtype),
         )
-        inputs = column(0.5 for _ in self.inputs)
-        states = column(0.25 for _ in self.states)
+        arguments: list[tuple[Tensor, int]] = []
+
+        def checked(results: Any, label: str = "") -> Any:
+            if label and not (isinstance(results, tuple) and len(results) == len(self.states)):
+                raise ValueError(f"{self.name}: {label} must return a tuple of {len(self.states)} states")
+            for tensor in results:
+                if not isinstance(tensor, Tensor) or tensor.shape != (2,):
+                    raise ValueError(f"{self.name}: every result must be a tensor of its inputs' shape")
+                arguments.append((tensor, tensor._version))
+            return results
+
+        inputs = checked(column(0.5 for _ in self.inputs))
+        states = checked(column(0.25 for _ in self.states))
         try:
-            charged = self.charge(inputs, states, p)
-            output = self.fire(charged, p)
-            after = self.reset(charged, output, p)
+            charged = checked(self.charge(inputs, states, p), "charge")
+            (output,) = checked((self.fire(charged, p),))
+            checked(self.reset(charged, output, p), "reset")
         except AttributeError as error:
             raise ValueError(f"{self.name}: a function reads a name that is not declared: {error}") from error
-        for label, result in (("charge", charged), ("reset", after)):
-            if not isinstance(result, tuple) or len(result) != len(self.states):
-                raise ValueError(f"{self.name}: {label} must return a tuple of {len(self.states)} states")
-        for tensor in (*charged, output, *after):
-            if not isinstance(tensor, Tensor) or tensor.shape != (2,):
-                raise ValueError(f"{self.name}: every result must be a tensor of its inputs' shape")
-        if any(tensor._version for tensor in (*inputs, *states)):
+        if any(tensor._version != version for tensor, version in arguments):
             raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")
 
 

@@ -135,6 +135,7 @@ KINDS: Mapping[str, _Kind] = {
         lambda x, alpha: 1 / (1 / alpha + x.abs()),
         lambda x, alpha: torch.sign(x) * torch.log(alpha * x.abs() + 1),
     ),
+    # 1/(2w) inside: the slope of SpikingJelly's primitive, and its 2.0.0; its 0.0.0.0.14 computes 1/w.
     "piecewise_leaky_relu": _Kind(
         {"w": 1.0, "c": 0.01},
         lambda x, w, c: torch.where(x.abs() < w, 1 / (2 * w), c).to(x.dtype),
@@ -168,7 +169,7 @@ KINDS: Mapping[str, _Kind] = {
         lambda x, alpha: torch.where(x <= 0, alpha, 1 / x.clamp_min(1)).to(x.dtype),
         lambda x, alpha: torch.where(x <= 0, alpha * x, x.clamp(0, 1) + torch.log(x.clamp_min(1))),
     ),
-    "straight_through": _Kind({}, lambda x: torch.ones_like(x), lambda x: x),
+    "straight_through": _Kind({}, torch.ones_like, torch.clone),
     # snnTorch's "triangular" is a sign, not a triangle: +threshold below, -threshold above.
     "triangular": _Kind(
         {"threshold": 1.0},
@@ -250,6 +251,10 @@ class Surrogate:
     def __call__(self, x: Tensor) -> Tensor:
         if self.kind == "none" and not self.smooth:
             return self.step(x)
+        if torch.compiler.is_compiling():
+            # A number that changes between compilations becomes a symbol. If the tracer meets it
+            # inside one Function first, it does not find it in the next: meet it out here.
+            _ = [value + 0 for _, value in self.numbers]
         return _Spike.apply(x, self)
 
     def step(self, x: Tensor) -> Tensor:
@@ -356,6 +361,8 @@ def recognise(function: Any) -> Surrogate | None:
         host, numbers = "snntorch", None
         if kind.__module__ == "snntorch.surrogate":
             name, read = kind.__name__, vars(function)
+        elif "<locals>" not in function.__qualname__:
+            raise TypeError(f"snntorch.surrogate.{function.__qualname__} is no spike function; call its factory")
         else:
             # A closure of a factory: its free variables are the factory's arguments.
             name = function.__qualname__.split(".")[0]
@@ -390,6 +397,8 @@ def spike_function(function: Any, fires_at_threshold: bool) -> SpikeFunction:
     recognised = recognise(function)
     if recognised is not None:
         return recognised.with_rule(fires_at_threshold)
+    if isinstance(function, type):
+        raise TypeError(f"a spike function must be callable on a tensor, got the class {function.__name__}; make one")
     if not callable(function):
         raise TypeError(f"a spike function must be callable on a tensor, got {type(function).__name__}")
     return function

@@ -150,6 +150,21 @@ def test_backprop_trains_as_the_loop_by_hand(name, truncate, middle, last):
     assert not torch.equal(trained[0].weight, network(middle, last)[0].weight)
 
 
+@pytest.mark.parametrize(("name", "truncate"), [("TBPTT", 2), ("RTRL", 1)])
+def test_several_classes_of_the_host_beside_ours(name, truncate):
+    # Without ours, upstream detaches only one of the two classes and fails.
+    def build():
+        torch.manual_seed(0)
+        middle = [NEURONS[n](init_hidden=True) for n in ("Leaky", "Synaptic")]
+        last = LSTMLIF(init_hidden=True, output=True)
+        return nn.Sequential(nn.Linear(5, 8), *middle, nn.Linear(8, 3), last)
+
+    trained, expected = build(), build()
+    run_backprop(name, trained, time_var=False)
+    by_hand(expected, truncate)
+    assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), expected.parameters(), strict=True))
+
+
 @pytest.mark.parametrize("last", OURS)
 def test_bptt_with_time_varying_input(last):
     net = network("LSTMLIF", last)
