@@ -1,0 +1,15 @@
+"""Our neurons as native SpikingJelly nodes, for SpikingJelly 2.0.0 and 0.0.0.0.14.
+
+``from snn_ext.spikingjelly import LSTMLIFNode`` and use it where ``neuron.LIFNode`` was.
+"""
+
+try:
+    import spikingjelly.activation_based.neuron as _host  # noqa: F401  (only to fail early, with the way out)
+except ImportError as error:
+    raise ImportError(
+        f"snn_ext.spikingjelly needs SpikingJelly: pip install 'snn_ext[spikingjelly]' ({error})"
+    ) from error
+
+from .nodes import KLIFNode, LIFNode, LSTMLIFNode, Node, TCLIFNode, set_backend
+
+__all__ = ["KLIFNode", "LIFNode", "LSTMLIFNode", "Node", "TCLIFNode", "set_backend"]
