@@ -167,9 +167,8 @@ class Neuron:
             # Under torch.func the numbers are inside one wrapper per transform.
             while is_functorch_wrapped_tensor(value):
                 value = get_unwrapped(value)
-            ends = value.detach()
-            ends = ends.expand(2) if ends.dim() == 0 else torch.stack(torch.aminmax(ends))
-            low, high = ends.tolist()
+            value = value.detach()
+            low, high = [value.item()] * 2 if value.dim() == 0 else [end.item() for end in torch.aminmax(value)]
         else:
             low = high = float(value)
         if not parameter.contains(low, high):

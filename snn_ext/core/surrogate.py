@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -194,24 +195,34 @@ KINDS: Mapping[str, _Kind] = {
 }
 
 
+def _forward(x: Tensor, surrogate: Surrogate) -> Tensor:
+    return surrogate.primitive(x) if surrogate.smooth else surrogate.step(x)
+
+
 class _Spike(torch.autograd.Function):
-    generate_vmap_rule = True
-
     @staticmethod
-    def forward(x: Tensor, surrogate: Surrogate) -> Tensor:
-        if surrogate.smooth:
-            return surrogate.primitive(x)
-        return surrogate.step(x)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[0])
-        ctx.surrogate = inputs[1]
+    def forward(ctx: Any, x: Tensor, surrogate: Surrogate) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.surrogate = surrogate
+        return _forward(x, surrogate)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
         return grad * ctx.surrogate.derivative(x), None
+
+
+class _TransformableSpike(torch.autograd.Function):
+    # The form that torch.func and the compiler need. Torch inspects its signature at every call,
+    # which takes longer than the step itself, so it serves only where it has to.
+    generate_vmap_rule = True
+    forward = staticmethod(_forward)
+    backward = staticmethod(_Spike.backward)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.surrogate = inputs[1]
 
 
 @dataclass(frozen=True)
@@ -255,6 +266,9 @@ class Surrogate:
             # A number that changes between compilations becomes a symbol. If the tracer meets it
             # inside one Function first, it does not find it in the next: meet it out here.
             _ = [value + 0 for _, value in self.numbers]
+            return _TransformableSpike.apply(x, self)
+        if torch._C._are_functorch_transforms_active():
+            return _TransformableSpike.apply(x, self)
         return _Spike.apply(x, self)
 
     def step(self, x: Tensor) -> Tensor:
@@ -274,7 +288,17 @@ class Surrogate:
         """The same function with the host's rule at the threshold, unless it has one already."""
         if self.fires_at_threshold is not None:
             return self
-        return replace(self, fires_at_threshold=fires_at_threshold)
+        return _made(self.kind, self.numbers, fires_at_threshold, self.smooth)
+
+
+@lru_cache(maxsize=256)
+def _cached(*fields: Any) -> Surrogate:
+    return Surrogate(*fields)
+
+
+def _made(*fields: Any) -> Surrogate:
+    # A module asks for its spike function at every call; only the compiler does not like a cache.
+    return Surrogate(*fields) if torch.compiler.is_compiling() else _cached(*fields)
 
 
 def triangle(width: float = 1.0, **options: bool) -> Surrogate:
@@ -380,7 +404,7 @@ def recognise(function: Any) -> Surrogate | None:
         )
     if numbers is None or not all(isinstance(value, int | float) for value in numbers.values()):
         return None
-    return Surrogate(ours, tuple(numbers.items()))
+    return _made(ours, tuple(numbers.items()))
 
 
 def spike_function(function: Any, fires_at_threshold: bool) -> SpikeFunction:
