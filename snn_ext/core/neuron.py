@@ -225,6 +225,27 @@ class Neuron:
             raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")
 
 
+def own_tensor(name: str, value: Any) -> Tensor:
+    """A module's own floating point tensor of a value: it shares no memory with what was given.
+
+    Args:
+        name: for the error message.
+        value: a number, a tensor (its dtype is kept if it is floating point), or what
+            ``torch.tensor`` takes.
+
+    Raises:
+        TypeError: not numbers, or boolean or complex ones.
+    """
+    try:
+        tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}") from error
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise TypeError(f"{name} must be real numbers, got {tensor.dtype}")
+    keep = isinstance(value, Tensor) and tensor.is_floating_point()
+    return tensor if keep else tensor.to(torch.get_default_dtype())
+
+
 def factory(make: Callable[_Options, Neuron]) -> Callable[_Options, Neuron]:
     """Decorate a function that makes a neuron from options: equal options, one neuron.
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import sequence
 from ..core import surrogate
-from ..core.neuron import Neuron, Parameter, Value
+from ..core.neuron import Neuron, Parameter, Value, own_tensor
 from ..core.surrogate import Surrogate
 from ..neurons.klif import Constraint, clamp_k_, effective_k, k_bounds, klif, raw_k
 from ..neurons.lif import Reset, lif
@@ -94,7 +94,7 @@ class SequenceNeuron(SpikingNeuron):
             spike_grad = self.paper_surrogate
         spike_grad = surrogate.spike_function(spike_grad, fires_at_threshold=False)
         super().__init__(
-            _tensor(threshold),
+            own_tensor("threshold", threshold),
             spike_grad,
             False,
             init_hidden,
@@ -288,7 +288,7 @@ class SequenceNeuron(SpikingNeuron):
         self._reset_mechanism = list(SpikingNeuron.reset_dict)[int(self.reset_mechanism_val)]
 
     def _register(self, name: str, value: Value, learn: bool, parameter: Parameter | None = None) -> None:
-        tensor = _tensor(value)
+        tensor = own_tensor(name, value)
         if parameter is not None:
             self._make("none").check_value(parameter, tensor)
         if learn:
@@ -476,7 +476,7 @@ class KLIF(SequenceNeuron):
         self.relu = relu
         self.k_constraint = k_constraint
         self._register("beta", beta, learn_beta, self._make("none").parameter("beta"))
-        self._register("k", raw_k(_tensor(k), k_constraint), learn_k)
+        self._register("k", raw_k(own_tensor("k", k), k_constraint), learn_k)
         self._check()
 
     def _make(self, reset: Reset) -> Neuron:
@@ -580,7 +580,7 @@ class LSTMLIF(SequenceNeuron):
             backend=backend,
             step_mode=step_mode,
         )
-        c1, c2 = logits(_tensor(beta1), _tensor(beta2))
+        c1, c2 = logits(own_tensor("beta1", beta1), own_tensor("beta2", beta2))
         self._register("c1", c1, learn_beta)
         self._register("c2", c2, learn_beta)
         self._register("gamma", gamma, False)
@@ -638,13 +638,6 @@ class TCLIF(LSTMLIF):
     def init_tclif(self) -> Any:
         """The same as :meth:`reset_mem`, under snnTorch's older name."""
         return self.reset_mem()
-
-
-def _tensor(value: Value) -> Tensor:
-    """A floating point copy that shares no memory with ``value``."""
-    if isinstance(value, Tensor):
-        return (value if value.is_floating_point() else value.to(torch.get_default_dtype())).detach().clone()
-    return torch.tensor(value, dtype=torch.get_default_dtype())
 
 
 compat.install(SequenceNeuron)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import sequence
 from ..core import surrogate
-from ..core.neuron import Neuron, Value
+from ..core.neuron import Neuron, Value, own_tensor
 from ..core.reference import Result
 from ..neurons.klif import Constraint, clamp_k_, effective_k, k_bounds, klif, raw_k
 from ..neurons.lif import lif
@@ -230,7 +230,7 @@ class KLIFNode(Node):
         self.decay_input = _flag("decay_input", decay_input)
         self.relu = _flag("relu", relu)
         self.k_constraint = k_constraint
-        self.k = nn.Parameter(raw_k(_tensor("k", k), k_constraint))
+        self.k = nn.Parameter(raw_k(own_tensor("k", k), k_constraint))
         self._complete()
 
     def _options(self) -> dict[str, Any]:
@@ -277,9 +277,9 @@ class _TwoCompartmentNode(Node):
     ) -> None:
         surrogate_function = surrogate.triangle() if surrogate_function is None else surrogate_function
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
-        c1, c2 = logits(_tensor("beta1", beta1), _tensor("beta2", beta2))
+        c1, c2 = logits(own_tensor("beta1", beta1), own_tensor("beta2", beta2))
         self.c1, self.c2 = nn.Parameter(c1), nn.Parameter(c2)
-        self.register_buffer("gamma", _tensor("gamma", gamma))
+        self.register_buffer("gamma", own_tensor("gamma", gamma))
         self._complete()
 
     @property
@@ -363,15 +363,6 @@ def _flag(name: str, value: Any) -> bool:
         hint = "; give the backend by name, backend='...'" if name == "store_v_seq" and isinstance(value, str) else ""
         raise TypeError(f"{name} must be True or False, got {value!r}{hint}")
     return value
-
-
-def _tensor(name: str, value: Any) -> Tensor:
-    """The node's own floating point copy of a value."""
-    if not isinstance(value, Tensor):
-        return torch.tensor(_number(name, value))
-    if value.dtype == torch.bool or value.is_complex():
-        raise TypeError(f"{name} must be a real tensor, got {value.dtype}")
-    return value.detach().to(value.dtype if value.is_floating_point() else torch.get_default_dtype(), copy=True)
 
 
 def _text(value: Any) -> str:

