@@ -4,10 +4,14 @@ The second half is the table "Where the hosts differ" of the README, row by row.
 (RTRL) is in test_snntorch_face/test_host_utilities.py.
 """
 
+import copy
+from itertools import pairwise
+
 import pytest
 import snntorch as snn
 import torch
 from spikingjelly.activation_based import functional, neuron
+from torch import nn
 
 import snn_ext.snntorch as snntorch_face
 import snn_ext.spikingjelly as spikingjelly_face
@@ -124,6 +128,32 @@ def test_gradients_agree(name, reset, detach):
 def test_trained_parameters_share_their_names(name):
     module, node = pair(name, "subtract")
     assert dict(module.named_parameters()).keys() == dict(node.named_parameters()).keys()
+
+
+@pytest.mark.parametrize(
+    ("sizes", "recurrent", "count"),
+    # TC-LIF's networks, Table 6: weights as published, and two numbers for each spiking layer.
+    [((64, 256, 256), 0, 85_130 + 6), ((64, 256, 256), 2, 155_082 + 6), ((40, 256, 128), 0, 44_762 + 6)],
+)
+@pytest.mark.parametrize("name", ["LSTM-LIF", "TC-LIF"])
+def test_parameter_counts_of_the_published_networks(name, sizes, recurrent, count):
+    for index in range(2):
+        linear = [nn.Linear(a, b) for a, b in pairwise((1, *sizes, 10))]
+        feedback = [nn.Linear(size, size) for size in sizes[:recurrent]]
+        net = nn.ModuleList([*linear, *feedback, *(faces(name)[index] for _ in sizes)])
+        assert sum(p.numel() for p in net.parameters() if p.requires_grad) == count
+
+
+def test_k_is_an_ordinary_parameter():
+    for module in faces("KLIF"):
+        assert "k" in module.state_dict() and module.k.shape == ()
+        twin = copy.deepcopy(module)
+        with torch.no_grad():
+            module.k.fill_(1.5)
+        module(torch.ones(2, 3))
+        (module.reset_mem if hasattr(module, "reset_mem") else module.reset)()
+        assert module.k.item() == 1.5 and twin.k.item() == 1.0
+        assert module.double().k.dtype == torch.float64
 
 
 # ---------------------------------------------------------------- where the hosts differ

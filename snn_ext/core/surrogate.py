@@ -369,6 +369,9 @@ def recognise(function: Any) -> Surrogate | None:
     A SpikingJelly surrogate switched to ``spiking=False``, one whose numbers are tensors (they
     may be trained), and anything subclassed count as the user's own: they run as they are.
 
+    Two of SpikingJelly 0.0.0.0.14 are recognised as what 2.0.0 computes: its PiecewiseLeakyReLU has
+    twice the slope of its own primitive, and its NonzeroSignLogAbs fails in the backward pass.
+
     Raises:
         ValueError: a host's surrogate that cannot be used here, by name and with the reason.
     """
