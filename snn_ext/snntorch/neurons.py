@@ -312,9 +312,9 @@ class LIF(SequenceNeuron):
 
     .. math::
 
-            U[t] &= \\beta V[t-1] + I[t] \\\\
-            S[t] &= \\Theta(U[t] - U_{\\rm thr}) \\\\
-            V[t] &= U[t] - S[t]\\,U_{\\rm thr}
+            U[t] &= \beta V[t-1] + I[t] \\
+            S[t] &= \Theta(U[t] - U_{\rm thr}) \\
+            V[t] &= U[t] - S[t]\,U_{\rm thr}
 
     With ``reset_mechanism="zero"`` and ``"none"`` its spikes are those of ``snntorch.Leaky``. With
     ``"subtract"`` they are not: Leaky subtracts the threshold after the leak.
@@ -332,7 +332,7 @@ class LIF(SequenceNeuron):
     :param learn_beta: make ``beta`` a parameter
     :param decay_input: scale the input by ``1 - beta``
 
-    Inputs: \\input_, mem_0
+    Inputs: \input_, mem_0
         - **input_** of shape `(batch, *)`: input current
         - **mem_0** of shape `(batch, *)`: membrane potential before reset
 
@@ -396,10 +396,10 @@ class KLIF(SequenceNeuron):
 
     .. math::
 
-            F[t] &= {\\rm relu}(k(\\beta V[t-1] + I[t])) \\\\
-            S[t] &= \\Theta(F[t] - U_{\\rm thr}) \\\\
-            V[t] &= (1 - S[t]) F[t] \\qquad \\text{("zero", the paper's form)} \\\\
-            V[t] &= F[t] - S[t]\\,U_{\\rm thr} \\qquad \\text{("subtract")}
+            F[t] &= {\rm relu}(k(\beta V[t-1] + I[t])) \\
+            S[t] &= \Theta(F[t] - U_{\rm thr}) \\
+            V[t] &= (1 - S[t]) F[t] \qquad \text{("zero", the paper's form)} \\
+            V[t] &= F[t] - S[t]\,U_{\rm thr} \qquad \text{("subtract")}
 
     The returned ``mem`` is F. k multiplies the carried state at every step. ``"subtract"`` takes the
     threshold off before the next leak, ``snntorch.Leaky`` after it. The paper's body could not be read:
@@ -426,7 +426,7 @@ class KLIF(SequenceNeuron):
         ``"softplus"`` stores log(exp(k) - 1) as the parameter
     :param decay_input: scale the input by ``1 - beta``
 
-    Inputs: \\input_, mem_0
+    Inputs: \input_, mem_0
         - **input_** of shape `(batch, *)`: input current
         - **mem_0** of shape `(batch, *)`: F of the step before
 
@@ -507,10 +507,10 @@ class LSTMLIF(SequenceNeuron):
 
     .. math::
 
-            D[t] &= D[t-1] + \\beta_1 U[t-1] + I[t] - \\gamma S[t-1] \\\\
-            U[t] &= U[t-1] + \\beta_2 D[t] - U_{\\rm thr} S[t-1] \\\\
-            S[t] &= \\Theta(U[t] - U_{\\rm thr}), \\qquad
-            \\beta_1 = -\\sigma(c_1), \\quad \\beta_2 = \\sigma(c_2)
+            D[t] &= D[t-1] + \beta_1 U[t-1] + I[t] - \gamma S[t-1] \\
+            U[t] &= U[t-1] + \beta_2 D[t] - U_{\rm thr} S[t-1] \\
+            S[t] &= \Theta(U[t] - U_{\rm thr}), \qquad
+            \beta_1 = -\sigma(c_1), \quad \beta_2 = \sigma(c_2)
 
     The body of the paper could not be read; these are Eq. 10-12 of TC-LIF (arXiv 2308.13250), by the same
     authors six weeks later. Per layer, ``c1`` and ``c2`` are trained. There is no leak. With
@@ -534,7 +534,7 @@ class LSTMLIF(SequenceNeuron):
     :param threshold: see :class:`SequenceNeuron`, as all further parameters
     :param learn_beta: train ``c1`` and ``c2``, the logits of ``-beta1`` and ``beta2``
 
-    Inputs: \\input_, dend_0, mem_0
+    Inputs: \input_, dend_0, mem_0
         - **input_** of shape `(batch, *)`: input current, into the dendrite
         - **dend_0** of shape `(batch, *)`: dendritic potential before reset
         - **mem_0** of shape `(batch, *)`: somatic potential before reset
@@ -623,10 +623,10 @@ class TCLIF(LSTMLIF):
 
     .. math::
 
-            D[t] &= D^+[t-1] + \\beta_1 U^+[t-1] + I[t] \\\\
-            U[t] &= U^+[t-1] + \\beta_2 D[t] \\\\
-            S[t] &= \\Theta(U[t] - U_{\\rm thr}) \\\\
-            D^+[t] &= D[t] - \\gamma S[t], \\qquad U^+[t] = U[t] - U_{\\rm thr} S[t]
+            D[t] &= D^+[t-1] + \beta_1 U^+[t-1] + I[t] \\
+            U[t] &= U^+[t-1] + \beta_2 D[t] \\
+            S[t] &= \Theta(U[t] - U_{\rm thr}) \\
+            D^+[t] &= D[t] - \gamma S[t], \qquad U^+[t] = U[t] - U_{\rm thr} S[t]
 
     The dendrite reads the soma *after* its reset; the printed Eq. 10-12 (:class:`LSTMLIF`) read it
     before. The two are one neuron with different dendritic resets: this one with ``gamma`` is that one
