@@ -75,8 +75,12 @@ def digits(path: Path | None = None) -> Digits:
             return _parse(content)
         print(f"{kept} is damaged; fetching it again")
     content = _download()
-    _write(kept, content)
-    print(f"kept {kept}\n  source:  {SOURCE}\n  licence: {LICENCE}")
+    try:
+        _write(kept, content)
+        print(f"kept {kept}")
+    except OSError as error:
+        print(f"could not keep {kept} ({error}); the next run fetches it again")
+    print(f"  source:  {SOURCE}\n  licence: {LICENCE}")
     return _parse(content)
 
 

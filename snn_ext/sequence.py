@@ -7,7 +7,7 @@ numbers: a sequence, its steps one by one, and its chunks with carried states ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, get_args
 
 import torch
@@ -20,6 +20,7 @@ from .core.reference import Carry, Result
 _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _NOT_HERE = {
     "cpu": "the compiled CPU kernels are not part of this release",
     "cupy": "the CUDA kernels are not part of this release",
@@ -54,6 +55,7 @@ def run(
     detach_reset: bool = False,
     carry: Carry = "after_reset",
     trace: bool = False,
+    state_map: Callable[[Tensor], Tensor] | None = None,
     backend: str = "auto",
 ) -> Result:
     """Run a neuron over a sequence.
@@ -63,7 +65,8 @@ def run(
         inputs: the input current ``[T, N, *]``, or one such tensor per input of the neuron.
             float32, float64, bfloat16 or float16, any strides; T may be 0.
         states: per state a tensor ``[N, *]``, a number to fill it with, or ``None`` for zero;
-            ``None`` for all zeros.
+            ``None`` for all zeros. Without a membrane potential the start is fresh: with
+            ``carry="before_reset"`` no reset comes before the first step.
         values: every parameter and constant of the neuron by name, in effective form: numbers,
             or tensors that broadcast against ``[N, *]`` (``[]`` per layer, ``[F]`` per neuron,
             ``[C, 1, 1]`` per channel).
@@ -71,6 +74,7 @@ def run(
         detach_reset: treat the spike inside the reset as a constant.
         carry: ``"after_reset"`` or ``"before_reset"``, see :func:`snn_ext.core.reference.run`.
         trace: also return the carried states of every step.
+        state_map: applied to every state after charging, for state quantisation.
         backend: ``"auto"``, ``"torch"``, ``"cpu"`` or ``"cupy"``. Asked for by name, a backend
             runs or raises.
 
@@ -79,27 +83,23 @@ def run(
         float32 and the output is rounded to the input's type.
 
     Raises:
-        TypeError: an input that is no floating point tensor; a state of another dtype.
+        TypeError: an input that is no dense floating point tensor; a state of another dtype.
         ValueError: a missing time axis, shapes that do not fit, values outside their domain, an
             unknown backend or carry.
         BackendUnavailable: the backend asked for cannot run here.
     """
     inputs = _check_inputs(neuron, inputs, axes=2)
     like = inputs[0]
+    steps = zip(*(x.to(state_dtype(x)).unbind(0) for x in inputs), strict=True)
     first = like.detach()[0] if like.shape[0] else like.new_empty(like.shape[1:])
-    states, p = _prepare(neuron, first, states, values or {}, spike, carry, backend)
-    if like.shape[0] == 0:
+    outputs, final, carried = _execute(
+        neuron, first, steps, states, values, spike, detach_reset, carry, trace, state_map, backend
+    )
+    if not outputs:
         empty = like.clone()
-        wide = empty.to(state_dtype(like))
-        return Result(empty, states, (wide,) * len(states) if trace else ())
-    wide_inputs = tuple(x.to(state_dtype(like)) for x in inputs)
-    steps = zip(*(x.unbind(0) for x in wide_inputs), strict=True)
-    outputs, carried = reference.run(neuron, steps, states, p, detach_reset=detach_reset, carry=carry)
+        return Result(empty, final, (empty.to(state_dtype(like)),) * len(final) if trace else ())
     output = reference.stack_like(outputs, like).to(like.dtype)
-    traces: Tensors = ()
-    if trace:
-        traces = tuple(reference.stack_like(list(one), like) for one in zip(*carried, strict=True))
-    return Result(output, carried[-1], traces)
+    return Result(output, final, tuple(reference.stack_like(list(one), like) for one in zip(*carried, strict=True)))
 
 
 def step(
@@ -111,6 +111,7 @@ def step(
     spike: Callable[[Tensor], Tensor],
     detach_reset: bool = False,
     carry: Carry = "after_reset",
+    state_map: Callable[[Tensor], Tensor] | None = None,
     backend: str = "auto",
 ) -> Result:
     """Run a neuron for one time step.
@@ -119,10 +120,56 @@ def step(
     """
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
-    states, p = _prepare(neuron, like, states, values or {}, spike, carry, backend)
-    wide_inputs = tuple(x.to(state_dtype(like)) for x in inputs)
-    outputs, carried = reference.run(neuron, [wide_inputs], states, p, detach_reset=detach_reset, carry=carry)
-    return Result(outputs[0].to(like.dtype), carried[0])
+    steps = [tuple(x.to(state_dtype(x)) for x in inputs)]
+    outputs, final, _ = _execute(
+        neuron, like, steps, states, values, spike, detach_reset, carry, False, state_map, backend
+    )
+    return Result(outputs[0].to(like.dtype), final)
+
+
+def _execute(
+    neuron: Neuron,
+    like: Tensor,
+    steps: Iterable[Tensors],
+    states: Sequence[Value | None] | None,
+    values: Mapping[str, Value] | None,
+    spike: Callable[[Tensor], Tensor],
+    detach_reset: bool,
+    carry: Carry,
+    trace: bool,
+    state_map: Callable[[Tensor], Tensor] | None,
+    backend: str,
+) -> tuple[list[Tensor], Tensors, list[Tensors]]:
+    """Check everything but the inputs, choose a backend, run. ``like`` is a step of the input."""
+    check_backend(backend)
+    if carry not in _CARRIES:
+        raise ValueError(f"carry must be 'after_reset' or 'before_reset', got {carry!r}")
+    for name, function in (("spike", spike), ("state_map", state_map)):
+        if not callable(function) and not (name == "state_map" and function is None):
+            raise TypeError(f"{name} must be callable on a tensor, got {type(function).__name__}")
+    values = {} if values is None else values
+    neuron.check_values(values)
+    dtype = state_dtype(like)
+    ready = {name: _check_value(neuron, name, value, like, dtype) for name, value in values.items()}
+    given = (None,) * len(neuron.states) if states is None else tuple(states)
+    if len(given) != len(neuron.states):
+        raise ValueError(
+            f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
+        )
+    full = tuple(
+        _check_state(neuron, name, state, like, dtype) for name, state in zip(neuron.states, given, strict=True)
+    )
+    return reference.run(
+        neuron,
+        steps,
+        full,
+        Values(**ready, spike=spike),
+        detach_reset=detach_reset,
+        carry=carry,
+        fresh=given[0] is None,
+        trace=trace,
+        state_map=state_map,
+    )
 
 
 def state_dtype(x: Tensor) -> torch.dtype:
@@ -140,10 +187,10 @@ def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) 
     for name, x in zip(neuron.inputs, inputs, strict=True):
         if not isinstance(x, Tensor):
             raise TypeError(f"{neuron.name}: input {name} must be a tensor, got {type(x).__name__}")
-        if not x.is_floating_point():
+        if x.dtype not in _DTYPES or x.layout != torch.strided:
             raise TypeError(
-                f"{neuron.name}: input {name} must be a floating point tensor, got {x.dtype}; convert it, "
-                f"for example {name}.float()"
+                f"{neuron.name}: input {name} must be a dense floating point tensor (float32, float64, bfloat16 or "
+                f"float16), got {x.dtype}, {x.layout}; convert it, for example {name}.float() or {name}.to_dense()"
             )
         if x.dim() < axes:
             raise ValueError(f"{neuron.name}: input {name} must be {layout}, got shape {list(x.shape)}")
@@ -153,32 +200,6 @@ def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) 
                 f"{name} is {_describe(x)}"
             )
     return inputs
-
-
-def _prepare(
-    neuron: Neuron,
-    like: Tensor,
-    states: Sequence[Value | None] | None,
-    values: Mapping[str, Value],
-    spike: Callable[[Tensor], Tensor],
-    carry: str,
-    backend: str,
-) -> tuple[Tensors, Values]:
-    check_backend(backend)
-    if carry not in _CARRIES:
-        raise ValueError(f"carry must be 'after_reset' or 'before_reset', got {carry!r}")
-    neuron.check_values(values)
-    dtype = state_dtype(like)
-    ready = {name: _check_value(neuron, name, value, like, dtype) for name, value in values.items()}
-    given = (None,) * len(neuron.states) if states is None else tuple(states)
-    if len(given) != len(neuron.states):
-        raise ValueError(
-            f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
-        )
-    full = tuple(
-        _check_state(neuron, name, state, like, dtype) for name, state in zip(neuron.states, given, strict=True)
-    )
-    return full, Values(**ready, spike=spike)
 
 
 def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, dtype: torch.dtype) -> Any:
@@ -201,6 +222,8 @@ def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, dtype: t
 
 def _check_state(neuron: Neuron, name: str, state: Value | None, like: Tensor, dtype: torch.dtype) -> Tensor:
     if not isinstance(state, Tensor):
+        if not isinstance(state, int | float | None):
+            raise TypeError(f"{neuron.name}: state {name} must be a tensor or a number, got {type(state).__name__}")
         # With the strides of the input, so that a channels-last input keeps them.
         return torch.full_like(like, 0.0 if state is None else float(state), dtype=dtype)
     if state.shape != like.shape:

@@ -161,6 +161,8 @@ class Neuron:
         """Refuse one value that is not finite or outside the domain of ``parameter``."""
         if torch.compiler.is_compiling():
             return
+        if not isinstance(value, Tensor | int | float) or isinstance(value, bool):
+            raise TypeError(f"{self.name}: {parameter.name} must be a number or a tensor, got {type(value).__name__}")
         if isinstance(value, Tensor):
             if value.device.type != "cpu" or value.numel() == 0:
                 return
@@ -181,17 +183,6 @@ class Neuron:
             if parameter.name == name:
                 return parameter
         raise KeyError(name)
-
-    def with_state_map(self, function: Callable[[Tensor], Tensor]) -> Neuron:
-        """The same neuron with every state passed through ``function`` after charging.
-
-        For state quantisation: the map acts once a step, before the threshold.
-        """
-
-        def charge(inputs: Tensors, states: Tensors, p: Any) -> Tensors:
-            return tuple(function(state) for state in self.charge(inputs, states, p))
-
-        return replace(self, charge=charge, recipe=None)
 
     def _try_functions(self) -> None:
         def column(values: Iterable[float]) -> Tensors:
@@ -219,8 +210,10 @@ class Neuron:
             charged = checked(self.charge(inputs, states, p), "charge")
             (output,) = checked((self.fire(charged, p),))
             checked(self.reset(charged, output, p), "reset")
-        except AttributeError as error:
-            raise ValueError(f"{self.name}: a function reads a name that is not declared: {error}") from error
+        except (AttributeError, TypeError) as error:
+            undeclared = isinstance(error, AttributeError) and error.obj is p
+            what = "reads a name that is not declared" if undeclared else "failed on a trial run"
+            raise ValueError(f"{self.name}: a function {what}: {error}") from error
         if any(tensor._version != version for tensor, version in arguments):
             raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")
 
@@ -244,6 +237,11 @@ def own_tensor(name: str, value: Any) -> Tensor:
         raise TypeError(f"{name} must be real numbers, got {tensor.dtype}")
     keep = isinstance(value, Tensor) and tensor.is_floating_point()
     return tensor if keep else tensor.to(torch.get_default_dtype())
+
+
+def widened(tensor: Tensor) -> Tensor:
+    """float16 and bfloat16 as float32, anything else as it is: the precision effective values need."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def factory(make: Callable[_Options, Neuron]) -> Callable[_Options, Neuron]:

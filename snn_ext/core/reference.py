@@ -7,7 +7,7 @@ quadratic in T.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -45,39 +45,47 @@ def run(
     *,
     detach_reset: bool,
     carry: Carry,
-) -> tuple[list[Tensor], list[Tensors]]:
+    fresh: bool,
+    trace: bool,
+    state_map: Callable[[Tensor], Tensor] | None,
+) -> tuple[list[Tensor], Tensors, list[Tensors]]:
     """Charge, fire, reset for every step of ``inputs``.
 
     Args:
         neuron: the equations.
-        inputs: per step the tuple of input currents, each ``[N, *]``.
+        inputs: per step the tuple of input currents, each ``[N, *]``; at least one step.
         states: the carried states, in the form ``carry`` names.
         p: effective values and the spike function.
         detach_reset: treat the spike inside the reset as a constant.
         carry: ``"after_reset"`` carries the states after each step's reset (SpikingJelly);
             ``"before_reset"`` carries the charged states, so a spike shows in them, and the
             reset happens first thing in the next step (snnTorch).
+        fresh: nothing has happened to ``states`` yet, so there is no spike to reset them by.
+        trace: keep the carried states of every step.
+        state_map: applied to every state after charging, for state quantisation.
 
     Returns:
-        per step the output, and per step the carried states. With ``carry="before_reset"`` the
-        first step resets ``states`` by the spike they imply; inside the sequence the emitted
-        output is reused, never recomputed.
+        per step the output; the final states; per step the carried states (empty without
+        ``trace``). With ``carry="before_reset"`` the first step resets ``states`` by the spike they
+        imply, unless they are fresh; inside the sequence the emitted output is reused, never
+        recomputed.
     """
     outputs: list[Tensor] = []
     carried: list[Tensors] = []
-    previous: Tensor | None = None
+    output = None if fresh or carry == "after_reset" else neuron.fire(states, p)
     for now in inputs:
-        if carry == "before_reset":
-            if previous is None:
-                previous = neuron.fire(states, p)
-            states = settle(neuron, states, previous, p, detach_reset)
+        if carry == "before_reset" and output is not None:
+            states = settle(neuron, states, output, p, detach_reset)
         states = neuron.charge(now, states, p)
-        previous = neuron.fire(states, p)
+        if state_map is not None:
+            states = tuple(map(state_map, states))
+        output = neuron.fire(states, p)
         if carry == "after_reset":
-            states = settle(neuron, states, previous, p, detach_reset)
-        outputs.append(previous)
-        carried.append(states)
-    return outputs, carried
+            states = settle(neuron, states, output, p, detach_reset)
+        outputs.append(output)
+        if trace:
+            carried.append(states)
+    return outputs, states, carried
 
 
 def stack_like(steps: list[Tensor], like: Tensor) -> Tensor:

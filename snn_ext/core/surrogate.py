@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 SpikeFunction = Callable[[Tensor], Tensor]
 
@@ -30,6 +31,7 @@ class _Kind:
     defaults: Mapping[str, float]
     derivative: Callable[..., Tensor]
     primitive: Callable[..., Tensor]
+    above: Mapping[str, float] = field(default_factory=dict)  # exclusive lower bounds; none by default
 
 
 def _normal_density(x: Tensor, mean: float, deviation: float) -> Tensor:
@@ -78,6 +80,7 @@ KINDS: Mapping[str, _Kind] = {
         {"alpha": 1.0},
         lambda x, alpha: (alpha - alpha * alpha * x.abs()).clamp_min(0),
         _piecewise_quadratic,
+        above={"alpha": 0.0},
     ),
     "atan": _Kind(
         {"alpha": 2.0},
@@ -94,6 +97,7 @@ KINDS: Mapping[str, _Kind] = {
         {"alpha": 1.0},
         lambda x, alpha: alpha * (x.abs() < 0.5 / alpha).to(x.dtype),
         lambda x, alpha: (alpha * x + 0.5).clamp(0, 1),
+        above={"alpha": 0.0},
     ),
     # exp(-|x|), one of the choices in TC-LIF's released code; its area is 2, not 1.
     "exponential": _Kind(
@@ -120,6 +124,7 @@ KINDS: Mapping[str, _Kind] = {
         {"alpha": 2.0},
         lambda x, alpha: 1 / (2 * alpha * (1 / alpha + x.abs()) ** 2),
         lambda x, alpha: (alpha * x / (1 + alpha * x.abs()) + 1) / 2,
+        above={"alpha": 0.0},
     ),
     "super_spike": _Kind(
         {"alpha": 1.0},
@@ -135,14 +140,18 @@ KINDS: Mapping[str, _Kind] = {
         {"alpha": 1.0},
         lambda x, alpha: 1 / (1 / alpha + x.abs()),
         lambda x, alpha: torch.sign(x) * torch.log(alpha * x.abs() + 1),
+        above={"alpha": 0.0},
     ),
     # 1/(2w) inside: the slope of SpikingJelly's primitive, and its 2.0.0; its 0.0.0.0.14 computes 1/w.
     "piecewise_leaky_relu": _Kind(
         {"w": 1.0, "c": 0.01},
         lambda x, w, c: torch.where(x.abs() < w, 1 / (2 * w), c).to(x.dtype),
         lambda x, w, c: x.clamp(-w, w) / (2 * w) + 0.5 + c * (x - x.clamp(-w, w)),
+        above={"w": 0.0},
     ),
-    "squarewave_fourier_series": _Kind({"n": 2, "T_period": 8.0}, _fourier, _fourier_primitive),
+    "squarewave_fourier_series": _Kind(
+        {"n": 2, "T_period": 8.0}, _fourier, _fourier_primitive, above={"T_period": 0.0}
+    ),
     "s2nn": _Kind(
         {"alpha": 4.0, "beta": 1.0},
         lambda x, alpha, beta: _two_sided(x, _logistic(x, alpha), beta / (x.clamp_min(0) + 1)),
@@ -152,6 +161,7 @@ KINDS: Mapping[str, _Kind] = {
         {"alpha": 2.0},
         lambda x, alpha: (1 + 2 / (alpha - 1) * x.abs()) ** -alpha,
         _q_pseudo_spike_primitive,
+        above={"alpha": 1.0},
     ),
     "leaky_k_relu": _Kind(
         {"leak": 0.0, "k": 1.0},
@@ -164,6 +174,7 @@ KINDS: Mapping[str, _Kind] = {
         lambda x, alpha: (
             alpha * x.clamp(-1 / alpha, 1 / alpha) + torch.sign(x) * torch.log((alpha * x.abs()).clamp_min(1))
         ),
+        above={"alpha": 0.0},
     ),
     "log_tailed_relu": _Kind(
         {"alpha": 0.0},
@@ -184,6 +195,7 @@ KINDS: Mapping[str, _Kind] = {
         lambda x, beta, slope: (
             slope / beta * _two_sided(x - 1, torch.exp(-beta * (x - 1).abs()), 2 - torch.exp(-beta * (x - 1).abs()))
         ),
+        above={"beta": 0.0},
     ),
     "sparse_fast_sigmoid": _Kind(
         {"slope": 25.0, "B": 1.0},
@@ -213,7 +225,7 @@ class _Spike(torch.autograd.Function):
 
 
 class _TransformableSpike(torch.autograd.Function):
-    # The form that torch.func and the compiler need. Torch inspects its signature at every call,
+    # The form that torch.func and forward mode need. Torch inspects its signature at every call,
     # which takes longer than the step itself, so it serves only where it has to.
     generate_vmap_rule = True
     forward = staticmethod(_forward)
@@ -222,7 +234,13 @@ class _TransformableSpike(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
+        ctx.save_for_forward(inputs[0])
         ctx.surrogate = inputs[1]
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return tangent * ctx.surrogate.derivative(x)
 
 
 @dataclass(frozen=True)
@@ -238,7 +256,8 @@ class Surrogate:
         smooth: use the primitive forward instead of the step, for gradient checks.
 
     Raises:
-        ValueError: unknown kind or number, or a number that is not finite.
+        ValueError: unknown kind or number, or a number that is not finite or outside its domain.
+        TypeError: a number that is none.
     """
 
     kind: str
@@ -255,8 +274,12 @@ class Surrogate:
             raise ValueError(f"surrogate {self.kind} takes {sorted(defaults)}, not {unknown}")
         full = {name: given.get(name, default) for name, default in defaults.items()}
         for name, value in full.items():
-            if not math.isfinite(value):
-                raise ValueError(f"surrogate {self.kind}: {name} must be finite, got {value}")
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"surrogate {self.kind}: {name} must be a number, got {type(value).__name__}")
+            low = KINDS[self.kind].above.get(name, -math.inf)
+            if not (math.isfinite(value) and value > low):
+                bound = "" if math.isinf(low) else f" and > {low:g}"
+                raise ValueError(f"surrogate {self.kind}: {name} must be finite{bound}, got {value}")
         object.__setattr__(self, "numbers", tuple(full.items()))
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -266,9 +289,11 @@ class Surrogate:
             # A number that changes between compilations becomes a symbol. If the tracer meets it
             # inside one Function first, it does not find it in the next: meet it out here.
             _ = [value + 0 for _, value in self.numbers]
+            return _Spike.apply(x, self)
+        if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return _TransformableSpike.apply(x, self)
-        if torch._C._are_functorch_transforms_active():
-            return _TransformableSpike.apply(x, self)
+        if not (x.requires_grad and torch.is_grad_enabled()):
+            return _forward(x, self)
         return _Spike.apply(x, self)
 
     def step(self, x: Tensor) -> Tensor:

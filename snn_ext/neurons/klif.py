@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.neuron import Neuron, Parameter, Tensors, Value, factory
+from ..core.neuron import Neuron, Parameter, Tensors, Value, factory, widened
 from .lif import THRESHOLD, Decay, Reset, fire, leak, reset_membrane
 
 Constraint = Literal["clamp", "softplus"] | None
@@ -64,7 +64,7 @@ def klif(
         name="KLIF",
         inputs=("x",),
         states=("v",),
-        parameters=(Parameter("k", low=0.0 if scale_reset else -math.inf), parameter, THRESHOLD),
+        parameters=(parameter, Parameter("k", low=0.0 if scale_reset else -math.inf), THRESHOLD),
         constants=("v_reset",),
         charge=charge_scaled,
         fire=fire,
@@ -83,42 +83,55 @@ def k_bounds(tau: Value | None = None, beta: Value | None = None) -> tuple[float
     bound it is a perfect integrator. With a decay factor the bound is ``1 / beta`` (infinite for
     ``beta = 0``).
     """
-    if tau is not None:
-        return _SMALLEST_K, tau / (tau - 1)
-    if isinstance(beta, Tensor):
-        return _SMALLEST_K, 1 / beta.detach()
-    return _SMALLEST_K, 1 / beta if beta else math.inf
+    top, bottom = (tau, tau - 1) if tau is not None else (1.0, beta)
+    return _SMALLEST_K, top / bottom if isinstance(bottom, Tensor) or bottom else math.inf
 
 
-def effective_k(k: Tensor, constraint: Constraint) -> Tensor:
+def effective_k(k: Tensor, constraint: Constraint, **leak: Value) -> Tensor:
     """The k that the equations read, from the trained parameter.
 
-    ``None`` and ``"clamp"``: the parameter itself (for ``"clamp"`` it is kept in
-    :func:`k_bounds` by :func:`clamp_k_`). ``"softplus"``: ``log(1 + exp(parameter))``.
+    Args:
+        k: the parameter, any shape.
+        constraint: ``None``: the parameter itself. ``"clamp"``: the parameter moved into
+            :func:`k_bounds`, with the gradient passed through, as if the optimiser had stopped there;
+            see :func:`write_back`. ``"softplus"``: ``log(1 + exp(parameter))``.
+        leak: ``tau`` or ``beta``; a k that several of them share takes the tightest bound.
     """
-    return F.softplus(k) if constraint == "softplus" else k
+    if constraint == "softplus":
+        return F.softplus(widened(k))
+    if constraint == "clamp":
+        return _clamped(k, **leak) + (k - k.detach())
+    return k
 
 
-def raw_k(k: Tensor, constraint: Constraint) -> Tensor:
-    """The parameter whose :func:`effective_k` is ``k``.
-
-    Raises:
-        ValueError: an unknown constraint, or k <= 0 with ``"softplus"``.
-    """
-    if constraint not in (None, "clamp", "softplus"):
-        raise ValueError(f"k_constraint must be None, 'clamp' or 'softplus', got {constraint!r}")
-    if constraint != "softplus":
-        return k
-    if not bool((k > 0).all()):
-        raise ValueError(f"KLIF: k must be > 0 with k_constraint='softplus', got {k.tolist()}")
-    return k + torch.log(-torch.expm1(-k))
-
-
-def clamp_k_(k: Tensor, low: Value, high: Value) -> None:
-    """Write k back into its bounds, in place and outside the graph.
+def write_back(k: Tensor, constraint: Constraint, **leak: Value) -> None:
+    """Keep the parameter of ``"clamp"`` in its bounds: in place, outside the graph, after a forward.
 
     Goes through ``.data``: a step loop between two optimiser steps, where k is in its bounds
     already, must not invalidate the graph it is building.
     """
-    bounds = [torch.as_tensor(bound, dtype=k.dtype, device=k.device).detach() for bound in (low, high)]
-    k.data.clamp_(*bounds)
+    if constraint == "clamp":
+        k.data.copy_(_clamped(k, **leak))
+
+
+def raw_k(k: Tensor, constraint: Constraint, **leak: Value) -> Tensor:
+    """The parameter whose :func:`effective_k` is ``k``.
+
+    Raises:
+        ValueError: an unknown constraint, or a k outside what it allows.
+    """
+    if constraint not in (None, "clamp", "softplus"):
+        raise ValueError(f"k_constraint must be None, 'clamp' or 'softplus', got {constraint!r}")
+    if constraint == "softplus":
+        klif().check_value(Parameter("k with k_constraint='softplus'", low=0.0), k)
+        return k + torch.log(-torch.expm1(-k))
+    if constraint == "clamp" and k.device.type != "meta" and not torch.equal(k, _clamped(k, **leak)):
+        low, high = k_bounds(**leak)
+        raise ValueError(f"KLIF: k must be between {low} and {high} with k_constraint='clamp', got {k.tolist()}")
+    return k
+
+
+def _clamped(k: Tensor, **leak: Value) -> Tensor:
+    low, high = k_bounds(**leak)
+    high = torch.as_tensor(high, dtype=k.dtype, device=k.device).detach()
+    return k.detach().clamp_min(low).minimum(high if high.shape == k.shape else high.amin())

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core.neuron import Neuron, Parameter, Tensors, factory
+from ..core.neuron import Neuron, Parameter, Tensors, factory, widened
 from .lif import THRESHOLD, Reset, fire, reset_membrane
 
 Feedback = Literal["pre", "post"]
@@ -85,7 +85,7 @@ def lstm_lif(feedback: Feedback = "pre", reset: Reset = "soft") -> Neuron:
 
 def betas(c1: Tensor, c2: Tensor) -> tuple[Tensor, Tensor]:
     """``beta1 = -sigmoid(c1)`` and ``beta2 = sigmoid(c2)``, from what is trained (Eq. 10-12)."""
-    return -torch.sigmoid(c1), torch.sigmoid(c2)
+    return -torch.sigmoid(widened(c1)), torch.sigmoid(widened(c2))
 
 
 def logits(beta1: Tensor, beta2: Tensor) -> tuple[Tensor, Tensor]:

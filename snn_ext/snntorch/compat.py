@@ -28,13 +28,14 @@ class _DetachWhenAsked:
     neurons of the network and answers no. No host class is touched.
     """
 
-    def __init__(self, neurons: list[Any]) -> None:
+    def __init__(self, neurons: list[Any], up: bool) -> None:
         self._neurons = weakref.WeakSet(neurons)
+        self._up = up
 
     def __bool__(self) -> bool:
         for neuron in self._neurons:
             neuron.detach_states()
-        return False
+        return self._up
 
 
 def install(kind: type[nn.Module]) -> None:
@@ -75,8 +76,7 @@ def install(kind: type[nn.Module]) -> None:
         for name in flags:
             if getattr(utils, name):
                 setattr(utils, name, object())
-        down = [name for name in flags if not getattr(utils, name)]
-        setattr(utils, down[0], _DetachWhenAsked(neurons))
+        setattr(utils, flags[0], _DetachWhenAsked(neurons, bool(getattr(utils, flags[0]))))
 
     def whole_reset(original: Callable[..., Any], net: nn.Module) -> Any:
         result = original(net)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor, nn
 
 from .. import sequence
 from ..core import surrogate
-from ..core.neuron import Neuron, Parameter, Value, own_tensor
+from ..core.neuron import Neuron, Value, own_tensor
 from ..core.surrogate import Surrogate
-from ..neurons.klif import Constraint, clamp_k_, effective_k, k_bounds, klif, raw_k
+from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
 from ..neurons.lif import Reset, lif
 from ..neurons.lstm_lif import Feedback, betas, logits, lstm_lif
 from . import compat
@@ -65,12 +66,6 @@ class SequenceNeuron(SpikingNeuron):
 
     _live: ClassVar[weakref.WeakSet[SequenceNeuron]] = weakref.WeakSet()
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> SequenceNeuron:
-        # Not in __init__: copies and unpickled modules must be found by detach_hidden too.
-        self = super().__new__(cls)
-        SequenceNeuron._live.add(self)
-        return self
-
     def __init__(
         self,
         threshold: Value,
@@ -107,6 +102,8 @@ class SequenceNeuron(SpikingNeuron):
         # The host's list would keep every module alive for ever; it serves the host's classes only.
         if self in SpikingNeuron.instances:
             SpikingNeuron.instances.remove(self)
+        if state_quant and not callable(state_quant):
+            raise TypeError(f"state_quant must be a function on a state, or False, got {state_quant!r}")
         self.surrogate_disable = surrogate_disable
         self.detach_reset = detach_reset
         self.backend = backend
@@ -115,16 +112,25 @@ class SequenceNeuron(SpikingNeuron):
             self.register_buffer(name, torch.zeros(0), persistent=False)
         self._fresh = True
         self._built: tuple[Any, Neuron] | None = None
+        SequenceNeuron._live.add(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Copies and unpickled modules, which __init__ does not see, must be found by detach_hidden too.
+        super().__setstate__(state)
+        SequenceNeuron._live.add(self)
 
     # ------------------------------------------------------------ what a neuron's class says
 
-    def _make(self, reset: Reset) -> Neuron:
-        """The equations, for the current options."""
-        raise NotImplementedError
+    _make: ClassVar[Callable[..., Neuron]]
+    """The factory of the equations."""
+
+    def _options(self) -> dict[str, Any]:
+        """The factory's options besides ``reset``, from the current attributes."""
+        return {}
 
     def _values(self) -> dict[str, Value]:
         """Every parameter and constant of the equations, in effective form."""
-        raise NotImplementedError
+        return {"v_threshold": self.threshold, "v_reset": 0.0}
 
     # ------------------------------------------------------------ running
 
@@ -155,10 +161,11 @@ class SequenceNeuron(SpikingNeuron):
             spike=self._spike(),
             detach_reset=self.detach_reset,
             carry="before_reset",
+            state_map=self.state_quant or None,
             backend=self.backend,
         )
-        self._store(result.states)
         spk = self._finish(result.output, result.states[0], dim=1)
+        self._store(result.states)
         if self.init_hidden and not self.output:
             return spk
         return (spk, *reversed(result.states))
@@ -189,23 +196,22 @@ class SequenceNeuron(SpikingNeuron):
             spike=self._spike(),
             detach_reset=self.detach_reset,
             carry="before_reset",
+            state_map=self.state_quant or None,
             trace=self.output or bool(self.inhibition),
             backend=self.backend,
         )
-        self._store(result.states)
         spk = self._finish(result.output, result.trace[0] if result.trace else None, dim=2)
+        if len(x):
+            self._store(result.states)
         if self.output:
             return (spk, *reversed(result.trace))
         return spk if self.init_hidden else (spk, *reversed(result.states))
 
     def _neuron(self) -> Neuron:
         # Kept until an option changes, so that a compiled forward does not make it again.
-        options = (self._reset_mechanism, self.state_quant)
+        options = {"reset": _RESETS[self._reset_mechanism], **self._options()}
         if self._built is None or self._built[0] != options:
-            neuron = self._make(_RESETS[self._reset_mechanism])
-            if self.state_quant:
-                neuron = neuron.with_state_map(self.state_quant)
-            self._built = (options, neuron)
+            self._built = (options, type(self)._make(**options))
         return self._built[1]
 
     def _spike(self) -> surrogate.SpikeFunction:
@@ -225,12 +231,13 @@ class SequenceNeuron(SpikingNeuron):
 
     def _state(self, name: str, given: Any, x: Tensor, shape: Any) -> Any:
         hidden = getattr(self, name)
+        if given is None and self._fresh:
+            return None
         if given is None:
             return hidden.to(device=x.device, dtype=sequence.state_dtype(x)) if hidden.shape == shape else None
         # ``mem = lif.reset_mem()`` at the start of a batch, then ``lif(x, mem)``: what it returned is
-        # empty before the first call, and has the shape of the last batch afterwards.
-        reset = self._fresh and given is hidden
-        if isinstance(given, Tensor) and given.shape != shape and (reset or given.shape == (0,)):
+        # empty before the first call, and has the shape and dtype of the last batch afterwards.
+        if isinstance(given, Tensor) and ((self._fresh and given is hidden) or given.shape == (0,)):
             return None
         return given
 
@@ -241,14 +248,17 @@ class SequenceNeuron(SpikingNeuron):
 
     def _finish(self, spk: Tensor, mem: Tensor | None, dim: int) -> Tensor:
         if self.inhibition and mem is not None:
+            if mem.dim() <= dim:
+                raise ValueError(f"inhibition needs a step [B, F, *], got one of shape {list(mem.shape[dim - 1 :])}")
             winner = torch.argmax(mem - self.threshold, dim=dim, keepdim=True)
             spk = spk * torch.zeros_like(spk).scatter_(dim, winner, 1)
         factor = self.graded_spikes_factor
         # The host's constructor always makes this buffer; ours do not offer it, so it is 1 unless
         # somebody wrote to it.
-        if not factor.requires_grad and factor.device.type == "cpu" and not torch.compiler.is_compiling():
-            return spk if factor.item() == 1 else spk * factor
-        return spk * factor
+        known = factor.numel() == 1 and factor.device.type == "cpu" and not torch.compiler.is_compiling()
+        if known and not factor.requires_grad and factor.item() == 1:
+            return spk
+        return spk * factor.to(spk.dtype)
 
     # ------------------------------------------------------------ states
 
@@ -285,26 +295,41 @@ class SequenceNeuron(SpikingNeuron):
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._reset_mechanism = list(SpikingNeuron.reset_dict)[int(self.reset_mechanism_val)]
+        names = list(SpikingNeuron.reset_dict)
+        value = self.reset_mechanism_val
+        if value.device.type == "meta":
+            return
+        if 0 <= value.item() < len(names):
+            self._reset_mechanism = names[int(value.item())]
+        else:
+            args[-1].append(f"reset_mechanism_val must be one of {SpikingNeuron.reset_dict}, got {value.item()}")
 
-    def _register(self, name: str, value: Value, learn: bool, parameter: Parameter | None = None) -> None:
-        tensor = own_tensor(name, value)
-        if parameter is not None:
-            self._make("none").check_value(parameter, tensor)
+    def _register(self, name: str, tensor: Tensor, learn: bool) -> None:
         if learn:
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
 
+    def _register_beta(self, beta: Value, learn: bool) -> None:
+        tensor = own_tensor("beta", beta)
+        # Here, because every forward clamps it, as the host's do.
+        self._neuron().check_value(self._neuron().parameter("beta"), tensor)
+        self._register("beta", tensor, learn)
+
     def _check(self) -> None:
         """Refuse values outside their domains, once the constructor has set them all."""
-        self._neuron().check_values(self._values())
+        with torch.no_grad():
+            self._neuron().check_values(self._values())
 
     def extra_repr(self) -> str:
-        return (
-            f"reset_mechanism={self.reset_mechanism!r}, init_hidden={self.init_hidden}, "
-            f"detach_reset={self.detach_reset}, step_mode={self.step_mode}, backend={self.backend!r}"
-        )
+        """Every value and option, tensors by shape."""
+        with torch.no_grad():
+            shown: dict[str, Any] = {**self._values(), **self._options()}
+        del shown["v_reset"]
+        shown["threshold"] = shown.pop("v_threshold")
+        for name in ("reset_mechanism", "init_hidden", "output", "detach_reset", "step_mode", "backend"):
+            shown[name] = getattr(self, name)
+        return ", ".join(f"{name}={_text(value)}" for name, value in shown.items())
 
 
 class LIF(SequenceNeuron):
@@ -373,14 +398,16 @@ class LIF(SequenceNeuron):
             step_mode=step_mode,
         )
         self.decay_input = decay_input
-        self._register("beta", beta, learn_beta, self._make("none").parameter("beta"))
+        self._register_beta(beta, learn_beta)
         self._check()
 
-    def _make(self, reset: Reset) -> Neuron:
-        return lif("beta", self.decay_input, reset)
+    _make = staticmethod(lif)
+
+    def _options(self) -> dict[str, Any]:
+        return {"decay": "beta", "decay_input": self.decay_input}
 
     def _values(self) -> dict[str, Value]:
-        return {"beta": self.beta.clamp(0, 1), "v_threshold": self.threshold, "v_reset": 0.0}
+        return {"beta": self.beta.clamp(0, 1), **super()._values()}
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
@@ -475,23 +502,31 @@ class KLIF(SequenceNeuron):
         self.scale_reset = scale_reset
         self.relu = relu
         self.k_constraint = k_constraint
-        self._register("beta", beta, learn_beta, self._make("none").parameter("beta"))
-        self._register("k", raw_k(own_tensor("k", k), k_constraint), learn_k)
+        self._register_beta(beta, learn_beta)
+        self._register("k", raw_k(own_tensor("k", k), k_constraint, beta=self.beta), learn_k)
         self._check()
 
-    def _make(self, reset: Reset) -> Neuron:
-        return klif("beta", self.decay_input, reset, self.scale_reset, self.relu)
+    _make = staticmethod(klif)
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "decay": "beta",
+            "decay_input": self.decay_input,
+            "scale_reset": self.scale_reset,
+            "relu": self.relu,
+        }
 
     def _values(self) -> dict[str, Value]:
         beta = self.beta.clamp(0, 1)
-        if self.k_constraint == "clamp":
-            clamp_k_(self.k, *k_bounds(beta=beta))
-        return {
-            "k": effective_k(self.k, self.k_constraint),
-            "beta": beta,
-            "v_threshold": self.threshold,
-            "v_reset": 0.0,
-        }
+        return {"k": effective_k(self.k, self.k_constraint, beta=beta), "beta": beta, **super()._values()}
+
+    def _store(self, states: tuple[Tensor, ...]) -> None:
+        super()._store(states)
+        write_back(self.k, self.k_constraint, beta=self.beta.clamp(0, 1))
+
+    def extra_repr(self) -> str:
+        """As :meth:`SequenceNeuron.extra_repr`."""
+        return f"{super().extra_repr()}, k_constraint={self.k_constraint!r}"
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
@@ -502,7 +537,78 @@ class KLIF(SequenceNeuron):
         return self.reset_mem()
 
 
-class LSTMLIF(SequenceNeuron):
+class _TwoCompartment(SequenceNeuron):
+    """LSTM-LIF and TC-LIF: one cell, two readings of the feedback."""
+
+    state_names = ("dend", "mem")
+    paper_surrogate = surrogate.triangle(1.0)
+    _feedback: ClassVar[Feedback]
+
+    def __init__(
+        self,
+        beta1: Value = -0.5,
+        beta2: Value = 0.5,
+        gamma: Value = 0.5,
+        threshold: Value = 1.0,
+        spike_grad: Any = None,
+        surrogate_disable: bool = False,
+        init_hidden: bool = False,
+        inhibition: bool = False,
+        learn_beta: bool = True,
+        learn_threshold: bool = False,
+        reset_mechanism: str = "subtract",
+        state_quant: Any = False,
+        output: bool = False,
+        *,
+        detach_reset: bool = False,
+        backend: str = "auto",
+        step_mode: bool = True,
+    ) -> None:
+        super().__init__(
+            threshold,
+            spike_grad,
+            surrogate_disable,
+            init_hidden,
+            inhibition,
+            learn_threshold,
+            reset_mechanism,
+            state_quant,
+            output,
+            detach_reset=detach_reset,
+            backend=backend,
+            step_mode=step_mode,
+        )
+        c1, c2 = logits(own_tensor("beta1", beta1), own_tensor("beta2", beta2))
+        self._register("c1", c1, learn_beta)
+        self._register("c2", c2, learn_beta)
+        self._register("gamma", own_tensor("gamma", gamma), False)
+        self._check()
+
+    @property
+    def beta1(self) -> Tensor:
+        """The effective coefficient soma to dendrite, ``-sigmoid(c1)``."""
+        return betas(self.c1, self.c2)[0]
+
+    @property
+    def beta2(self) -> Tensor:
+        """The effective coefficient dendrite to soma, ``sigmoid(c2)``."""
+        return betas(self.c1, self.c2)[1]
+
+    _make = staticmethod(lstm_lif)
+
+    def _options(self) -> dict[str, Any]:
+        return {"feedback": self._feedback}
+
+    def _values(self) -> dict[str, Value]:
+        beta1, beta2 = betas(self.c1, self.c2)
+        return {"beta1": beta1, "beta2": beta2, "gamma": self.gamma, **super()._values()}
+
+    def forward(self, input_: Tensor, dend: Tensor | None = None, mem: Tensor | None = None) -> Any:
+        """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
+        return self._forward(input_, dend, mem)
+
+
+class LSTMLIF(_TwoCompartment):
     r"""LSTM-LIF: dendrite and soma, opposite in sign (arXiv 2307.07231; equations inferred).
 
     .. math::
@@ -542,83 +648,14 @@ class LSTMLIF(SequenceNeuron):
     Outputs: spk, dend_1, mem_1
     """
 
-    state_names = ("dend", "mem")
-    paper_surrogate = surrogate.triangle(1.0)
-    feedback: ClassVar[Feedback] = "pre"
-
-    def __init__(
-        self,
-        beta1: Value = -0.5,
-        beta2: Value = 0.5,
-        gamma: Value = 0.5,
-        threshold: Value = 1.0,
-        spike_grad: Any = None,
-        surrogate_disable: bool = False,
-        init_hidden: bool = False,
-        inhibition: bool = False,
-        learn_beta: bool = True,
-        learn_threshold: bool = False,
-        reset_mechanism: str = "subtract",
-        state_quant: Any = False,
-        output: bool = False,
-        *,
-        detach_reset: bool = False,
-        backend: str = "auto",
-        step_mode: bool = True,
-    ) -> None:
-        super().__init__(
-            threshold,
-            spike_grad,
-            surrogate_disable,
-            init_hidden,
-            inhibition,
-            learn_threshold,
-            reset_mechanism,
-            state_quant,
-            output,
-            detach_reset=detach_reset,
-            backend=backend,
-            step_mode=step_mode,
-        )
-        c1, c2 = logits(own_tensor("beta1", beta1), own_tensor("beta2", beta2))
-        self._register("c1", c1, learn_beta)
-        self._register("c2", c2, learn_beta)
-        self._register("gamma", gamma, False)
-        self._check()
-
-    @property
-    def beta1(self) -> Tensor:
-        """The effective coefficient soma to dendrite, ``-sigmoid(c1)``."""
-        return betas(self.c1, self.c2)[0]
-
-    @property
-    def beta2(self) -> Tensor:
-        """The effective coefficient dendrite to soma, ``sigmoid(c2)``."""
-        return betas(self.c1, self.c2)[1]
-
-    def _make(self, reset: Reset) -> Neuron:
-        return lstm_lif(self.feedback, reset)
-
-    def _values(self) -> dict[str, Value]:
-        beta1, beta2 = betas(self.c1, self.c2)
-        return {
-            "beta1": beta1,
-            "beta2": beta2,
-            "gamma": self.gamma,
-            "v_threshold": self.threshold,
-            "v_reset": 0.0,
-        }
-
-    def forward(self, input_: Tensor, dend: Tensor | None = None, mem: Tensor | None = None) -> Any:
-        """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
-        return self._forward(input_, dend, mem)
+    _feedback = "pre"
 
     def init_lstmlif(self) -> Any:
         """The same as :meth:`reset_mem`, under snnTorch's older name."""
         return self.reset_mem()
 
 
-class TCLIF(LSTMLIF):
+class TCLIF(_TwoCompartment):
     r"""TC-LIF as its authors' released code computes it (arXiv 2308.13250, AAAI 2024).
 
     .. math::
@@ -633,11 +670,17 @@ class TCLIF(LSTMLIF):
     with ``gamma + beta1 * threshold``. Arguments, inputs and outputs as :class:`LSTMLIF`.
     """
 
-    feedback = "post"
+    _feedback = "post"
 
     def init_tclif(self) -> Any:
         """The same as :meth:`reset_mem`, under snnTorch's older name."""
         return self.reset_mem()
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return repr(value)
+    return f"{value.item():.6g}" if value.dim() == 0 else f"tensor{list(value.shape)}"
 
 
 compat.install(SequenceNeuron)

@@ -9,6 +9,7 @@ does differently is found by feature, never by its version.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -71,8 +72,6 @@ class HostNode(neuron.BaseNode):
             store_v_seq=store_v_seq,
         )
         self.backend = backend
-        if not hasattr(self, "_neuron_precision"):
-            self._neuron_precision = None
 
     @property
     def supported_backends(self) -> tuple[str, ...]:
@@ -140,20 +139,23 @@ class HostNode(neuron.BaseNode):
     def materialize_states(self, inputs: Sequence[Tensor], states: _States, step_mode: str) -> tuple[Any, ...]:
         """States with every number and 0-d tensor spread over a step of ``inputs``; pure.
 
+        ``None`` stands for the state's reset value.
+
         Tensors that do not fit are left for the forward to refuse.
         """
         like = _one_step(inputs[0], step_mode)
         if like is None:
             return tuple(states)
 
-        def spread(state: Any) -> Any:
+        def spread(state: Any, reset_value: Any) -> Any:
+            state = reset_value if state is None else state
             if isinstance(state, Tensor) and state.dim() == 0:
                 return state.to(like.device, state_dtype(like)).expand(like.shape).clone()
             if isinstance(state, int | float):
                 return torch.full_like(like, state, dtype=state_dtype(like))
             return state
 
-        return tuple(map(spread, states))
+        return tuple(map(spread, states, chain(self._memories_rv.values(), repeat(None))))
 
     def single_step_functional_forward(self, inputs: Sequence[Tensor], states: _States) -> _Output:
         """One step ``[N, *]`` with explicit states: ``((spikes,), states)``; pure.
@@ -189,11 +191,15 @@ class HostNode(neuron.BaseNode):
     def _run_hidden(self, inputs: tuple[Tensor, ...], step_mode: str) -> Tensor:
         states = self.materialize_states(inputs, self._fitting_memories(inputs[0], step_mode), step_mode)
         result = self.advance(inputs, states, step_mode, trace=self.store_v_seq and step_mode == "m")
+        self._commit(result, step_mode)
+        return result.output
+
+    def _commit(self, result: Result, step_mode: str) -> None:
+        """Write what a successful forward leaves behind."""
         if self.store_v_seq:
             self.v_seq = result.trace[0] if step_mode == "m" else self._appended(result.states[0])
         for name, state in zip(self._memories, result.states, strict=True):
             self._memories[name] = state
-        return result.output
 
     def _fitting_memories(self, x: Tensor, step_mode: str) -> list[Any]:
         """The hidden states for an input: moved to its dtype and device, and of its shape."""

@@ -14,7 +14,7 @@ from .. import sequence
 from ..core import surrogate
 from ..core.neuron import Neuron, Value, own_tensor
 from ..core.reference import Result
-from ..neurons.klif import Constraint, clamp_k_, effective_k, k_bounds, klif, raw_k
+from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
 from ..neurons.lif import lif
 from ..neurons.lstm_lif import Feedback, betas, logits, lstm_lif
 from .compat import HostNode
@@ -38,7 +38,8 @@ class Node(HostNode):
     * spikes keep the input's dtype; float16 and bfloat16 inputs carry float32 states.
 
     Args:
-        v_threshold: firing threshold.
+        v_threshold: firing threshold: a number, or a tensor ``[F]`` (per neuron) or ``[C, 1, 1]`` (per
+            channel), which is cloned into a buffer.
         v_reset: reset potential of a hard reset; ``None`` for a soft reset, by the threshold.
         surrogate_function: a :class:`snn_ext.core.surrogate.Surrogate`, a SpikingJelly surrogate, or
             any callable from ``v - v_threshold`` to spikes.
@@ -58,7 +59,7 @@ class Node(HostNode):
 
     def __init__(
         self,
-        v_threshold: float,
+        v_threshold: Value,
         v_reset: float | None,
         surrogate_function: Any,
         detach_reset: bool,
@@ -68,7 +69,7 @@ class Node(HostNode):
     ) -> None:
         surrogate.spike_function(surrogate_function, fires_at_threshold=True)
         super().__init__(
-            v_threshold=_number("v_threshold", v_threshold),
+            v_threshold=1.0,
             v_reset=None if v_reset is None else _number("v_reset", v_reset),
             surrogate_function=surrogate_function,
             detach_reset=_flag("detach_reset", detach_reset),
@@ -77,6 +78,15 @@ class Node(HostNode):
             store_v_seq=_flag("store_v_seq", store_v_seq),
         )
         self._built: tuple[Any, Neuron] | None = None
+        self._set("v_threshold", v_threshold)
+
+    def _set(self, name: str, value: Value) -> None:
+        """A number as a plain attribute, as in the host; a tensor as a buffer that moves and is saved."""
+        if isinstance(value, Tensor):
+            self.__dict__.pop(name, None)
+            self.register_buffer(name, own_tensor(name, value))
+        else:
+            setattr(self, name, _number(name, value))
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "surrogate_function" and not isinstance(value, nn.Module):
@@ -146,7 +156,7 @@ class LIFNode(Node):
     SpikingJelly's ``LIFNode``.
 
     Args:
-        tau: membrane time constant in steps, > 1.
+        tau: membrane time constant in steps, > 1; a number or a tensor, as ``v_threshold``.
         decay_input: whether the input is divided by ``tau`` too.
         v_threshold, v_reset, detach_reset, step_mode, store_v_seq, backend: see :class:`Node`.
         surrogate_function: ``None`` for the host's default, a ``Sigmoid()`` of the node's own.
@@ -156,9 +166,9 @@ class LIFNode(Node):
 
     def __init__(
         self,
-        tau: float = 2.0,
+        tau: Value = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: Value = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Any = None,
         detach_reset: bool = False,
@@ -169,7 +179,7 @@ class LIFNode(Node):
     ) -> None:
         surrogate_function = host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
-        self.tau = _number("tau", tau)
+        self._set("tau", tau)
         self.decay_input = _flag("decay_input", decay_input)
         self._complete()
 
@@ -189,14 +199,15 @@ class KLIFNode(Node):
 
     Args:
         scale_reset: divide by k before the reset (SpikingJelly's option, not the paper's).
-        tau: membrane time constant in steps, > 1.
+        tau: membrane time constant in steps, > 1; a number or a tensor, as ``v_threshold``.
         decay_input: whether the input is divided by ``tau`` too.
         v_threshold, v_reset, detach_reset, step_mode, store_v_seq, backend: see :class:`Node`.
         surrogate_function: ``None`` for the host's default, a ``Sigmoid()`` of the node's own.
         relu: ``False`` leaves the ReLU out, for ablations.
         k_constraint: ``None``; ``"clamp"`` writes ``k`` back into
-            :func:`~snn_ext.neurons.klif.k_bounds` at the start of each forward; ``"softplus"`` trains
-            the inverse softplus of k, which keeps it > 0.
+            :func:`~snn_ext.neurons.klif.k_bounds` after each forward that uses the hidden states (a
+            functional forward reads it clamped and writes nothing); ``"softplus"`` trains the inverse
+            softplus of k, which keeps it > 0.
         k: initial value; a number (one k per layer), or a tensor ``[F]`` (per neuron) or
             ``[C, 1, 1]`` (per channel), which is cloned.
 
@@ -209,9 +220,9 @@ class KLIFNode(Node):
     def __init__(
         self,
         scale_reset: bool = False,
-        tau: float = 2.0,
+        tau: Value = 2.0,
         decay_input: bool = True,
-        v_threshold: float = 1.0,
+        v_threshold: Value = 1.0,
         v_reset: float | None = 0.0,
         surrogate_function: Any = None,
         detach_reset: bool = False,
@@ -226,11 +237,12 @@ class KLIFNode(Node):
         surrogate_function = host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
         self.scale_reset = _flag("scale_reset", scale_reset)
-        self.tau = _number("tau", tau)
+        self._set("tau", tau)
         self.decay_input = _flag("decay_input", decay_input)
         self.relu = _flag("relu", relu)
         self.k_constraint = k_constraint
-        self.k = nn.Parameter(raw_k(own_tensor("k", k), k_constraint))
+        self.neuron.check_value(self.neuron.parameter("tau"), self.tau)
+        self.k = nn.Parameter(raw_k(own_tensor("k", k), k_constraint, tau=self.tau))
         self._complete()
 
     def _options(self) -> dict[str, Any]:
@@ -242,14 +254,12 @@ class KLIFNode(Node):
         }
 
     def _values(self) -> dict[str, Value]:
-        return {"k": effective_k(self.k, self.k_constraint), "tau": self.tau, **super()._values()}
+        k = effective_k(self.k, self.k_constraint, tau=self.tau)
+        return {"k": k, "tau": self.tau, **super()._values()}
 
-    def advance(self, inputs: Sequence[Tensor], states: Sequence[Any], step_mode: str, trace: bool = False) -> Result:
-        """As :meth:`Node.advance`; puts a clamped ``k`` back into its bounds first."""
-        if self.k_constraint == "clamp":
-            self.neuron.check_value(self.neuron.parameter("tau"), self.tau)
-            clamp_k_(self.k, *k_bounds(tau=self.tau))
-        return super().advance(inputs, states, step_mode, trace)
+    def _commit(self, result: Result, step_mode: str) -> None:
+        super()._commit(result, step_mode)
+        write_back(self.k, self.k_constraint, tau=self.tau)
 
     def extra_repr(self) -> str:
         """As :meth:`Node.extra_repr`."""
@@ -267,7 +277,7 @@ class _TwoCompartmentNode(Node):
         beta1: Value = -0.5,
         beta2: Value = 0.5,
         gamma: Value = 0.5,
-        v_threshold: float = 1.0,
+        v_threshold: Value = 1.0,
         v_reset: float | None = None,
         surrogate_function: Any = None,
         detach_reset: bool = False,

@@ -72,6 +72,13 @@ def test_one_download_then_offline(pip, content, capsys, monkeypatch):
     assert np.array_equal(digits().frames, first.frames)
 
 
+def test_digits_that_cannot_be_kept_are_used_all_the_same(pip, monkeypatch, tmp_path, capsys):
+    (tmp_path / "file").write_text("a file where the folder should be")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert len(digits().labels) and len(pip) == 1
+    assert "could not keep" in capsys.readouterr().out
+
+
 def test_a_damaged_cache_is_fetched_again(pip, content):
     cache_path().parent.mkdir(parents=True)
     cache_path().write_bytes(content[:-1])

@@ -37,6 +37,12 @@ def test_shapes_and_chance(make, recordings):
     assert task.chance == 1 / task.classes and task.steps == 50
 
 
+def test_the_parts_of_cue_recall_are_different_draws():
+    task = cue_recall(quick=True)
+    count = min(len(task.validation.y), len(task.test.y))
+    assert not torch.equal(task.validation.x[:, :count], task.test.x[:, :count])
+
+
 def test_digits_are_split_once_and_disjoint(recordings):
     task = spoken_digits(recordings)
     clips = len(recordings.labels)

@@ -25,7 +25,7 @@ from test_core.vectors import (
 from snn_ext import sequence
 from snn_ext.core import surrogate
 from snn_ext.neurons import klif, lif
-from snn_ext.neurons.klif import clamp_k_, effective_k, k_bounds, raw_k
+from snn_ext.neurons.klif import effective_k, k_bounds, raw_k, write_back
 
 F64 = torch.float64
 
@@ -368,7 +368,12 @@ def test_clamped_k_stays_in_bounds_after_an_optimiser_step():
         k.grad = torch.tensor(gradient)
         torch.optim.SGD([k], lr=100.0).step()
         assert not 1e-3 <= k.item() <= 2.0
-        clamp_k_(k, *k_bounds(tau=2.0))
+        effective = effective_k(k, "clamp", tau=2.0)
+        assert 1e-3 <= effective.item() <= 2.0
+        effective.backward()  # as if the step had ended at the bound: the gradient passes
+        assert k.grad.item() == gradient + 1
+        write_back(k, "clamp", tau=2.0)
+        assert k.item() == effective.item()
         assert 1e-3 <= k.item() <= 2.0
         assert k.requires_grad and k.is_leaf
 
@@ -376,7 +381,7 @@ def test_clamped_k_stays_in_bounds_after_an_optimiser_step():
 def test_clamping_inside_the_bounds_leaves_a_graph_usable():
     k = torch.ones((), dtype=F64, requires_grad=True)
     output = drive(1 + torch.randn(4, 3, dtype=F64), k).output.sum()
-    clamp_k_(k, *k_bounds(tau=2.0))
+    write_back(k, "clamp", tau=2.0)
     output.backward()
     assert k.grad is not None
 
@@ -385,11 +390,26 @@ def test_clamping_inside_the_bounds_leaves_a_graph_usable():
 def test_softplus_round_trip(k):
     close(effective_k(raw_k(tensor(k), "softplus"), "softplus"), k, 1e-12)
     for constraint in (None, "clamp"):
-        assert raw_k(tensor(k), constraint) == k == effective_k(tensor(k), constraint)
+        inside = min(k, 2.0)
+        assert raw_k(tensor(inside), constraint, tau=2.0) == inside == effective_k(tensor(inside), constraint, tau=2.0)
+
+
+def test_a_shared_k_takes_the_tightest_bound():
+    tau = tensor([2.0, 3.0, 5.0])
+    k = tensor(9.0)
+    write_back(k, "clamp", tau=tau)
+    assert k.item() == 1.25
+    k = tensor([9.0, 9.0, 9.0])
+    write_back(k, "clamp", tau=tau)
+    assert k.tolist() == [2.0, 1.5, 1.25]
+    write_back(k, "clamp", beta=tensor(0.9))
+    close(k, [1 / 0.9] * 3, 1e-12)
 
 
 def test_raw_k_refuses():
     with pytest.raises(ValueError, match="k_constraint must be None, 'clamp' or 'softplus', got 'relu'"):
         raw_k(tensor(1.0), "relu")
-    with pytest.raises(ValueError, match="k must be > 0 with k_constraint='softplus'"):
+    with pytest.raises(ValueError, match=r"k must be between 0.001 and 2.0 with k_constraint='clamp', got 5.0"):
+        raw_k(tensor(5.0), "clamp", tau=2.0)
+    with pytest.raises(ValueError, match="k with k_constraint='softplus' must be finite and in"):
         raw_k(tensor([1.0, 0.0]), "softplus")

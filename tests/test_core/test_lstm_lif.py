@@ -195,8 +195,16 @@ def jacobian(form, carry, beta1, beta2, state, current, *, gamma=0.5, v_threshol
 
     def step(before):
         # By the reference, which takes betas of any sign.
-        _, ((v, d),) = reference.run(
-            lstm_lif(form), [(tensor([current]),)], (before[1:], before[:1]), p, detach_reset=detach, carry=carry
+        _, (v, d), _ = reference.run(
+            lstm_lif(form),
+            [(tensor([current]),)],
+            (before[1:], before[:1]),
+            p,
+            detach_reset=detach,
+            carry=carry,
+            fresh=False,
+            trace=False,
+            state_map=None,
         )
         return torch.cat([d, v])
 

@@ -316,10 +316,8 @@ def test_a_map_of_the_states_acts_after_each_charge():
     def coarse(state):
         return torch.round(state * 4) / 4
 
-    neuron = case.neuron.with_state_map(coarse)
-    result = sequence.run(
-        neuron, data.inputs, data.states, data.values, spike=case.spike, carry="before_reset", trace=True
-    )
+    settings = {"spike": case.spike, "carry": "before_reset", "state_map": coarse}
+    result = sequence.run(case.neuron, data.inputs, data.states, data.values, trace=True, **settings)
     for trace in result.trace:
         assert torch.equal(trace, coarse(trace))
     assert not torch.equal(result.output, run(case, data, carry="before_reset").output)
@@ -330,6 +328,26 @@ def test_a_map_of_the_states_acts_after_each_charge():
         states = tuple(map(coarse, case.neuron.charge((now,), states, p)))
     for a, b in zip(states, result.states, strict=True):
         assert torch.equal(a, b)
+
+
+# ---------------------------------------------------------------- fresh starts
+@pytest.mark.parametrize("detach_reset", [False, True])
+@pytest.mark.parametrize("case", [case for case in CASES if case.option.get("reset") != "none"], ids=str)
+def test_a_fresh_start_has_no_spike_to_reset(case, detach_reset):
+    """No reset comes before the first step: so even the threshold's gradient agrees, and a negative threshold."""
+    data = random_case(case)
+    for v_threshold in (0.7, -0.3):
+        found = []
+        for carry in CARRIES:
+            values = {**data.detached().values, "v_threshold": torch.tensor(v_threshold, dtype=torch.float64)}
+            values["v_threshold"].requires_grad_()
+            result = sequence.run(
+                case.neuron, data.inputs, None, values, spike=case.spike, carry=carry, detach_reset=detach_reset
+            )
+            result.output.sum().backward()
+            found.append((result.output, values["v_threshold"].grad))
+        assert torch.equal(found[0][0], found[1][0])
+        torch.testing.assert_close(found[0][1], found[1][1], rtol=1e-12, atol=1e-12)
 
 
 # ---------------------------------------------------------------- types

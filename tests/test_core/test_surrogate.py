@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import forward_ad, gradcheck, gradgradcheck
 
 from snn_ext.core import surrogate
 from snn_ext.core.surrogate import KINDS, Surrogate, recognise, spike_function
@@ -170,3 +170,36 @@ def test_what_is_no_function_is_refused():
     for bad in (2.0, "atan", None):
         with pytest.raises(TypeError, match=f"callable on a tensor, got {type(bad).__name__}"):
             spike_function(bad, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "value"),
+    [
+        ("rectangle", "alpha", 0.0),
+        ("piecewise_quadratic", "alpha", -1.0),
+        ("q_pseudo_spike", "alpha", 1.0),
+        ("spike_rate_escape", "beta", 0.0),
+        ("fake_numerical_gradient", "alpha", 0.0),
+    ],
+)
+def test_numbers_outside_their_domain_are_refused(kind, name, value):
+    with pytest.raises(ValueError, match=f"surrogate {kind}: {name} must be finite and > "):
+        Surrogate(kind, ((name, value),))
+
+
+def test_numbers_that_are_none_are_refused():
+    with pytest.raises(TypeError, match="alpha must be a number, got str"):
+        Surrogate("atan", (("alpha", "2"),))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_forward_mode_is_the_derivative(kind):
+    spike = Surrogate(kind)
+    x = torch.linspace(-1.3, 1.7, 31, dtype=torch.float64)
+    tangent = torch.ones_like(x)
+    _, found = torch.func.jvp(spike, (x,), (tangent,))
+    with forward_ad.dual_level():
+        dual = forward_ad.unpack_dual(spike(forward_ad.make_dual(x, tangent))).tangent
+    expected = torch.zeros_like(x) if kind == "none" else spike.derivative(x)
+    assert torch.equal(found, expected)
+    assert (dual is None and kind == "none") or torch.equal(dual, expected)

@@ -1,8 +1,10 @@
 """snnTorch's own utilities work on our neurons, and on nets without them as before."""
 
+import gc
 import subprocess
 import sys
 import textwrap
+import weakref
 
 import pytest
 import snntorch as snn
@@ -163,6 +165,36 @@ def test_several_classes_of_the_host_beside_ours(name, truncate):
     run_backprop(name, trained, time_var=False)
     by_hand(expected, truncate)
     assert all(torch.equal(a, b) for a, b in zip(trained.parameters(), expected.parameters(), strict=True))
+
+
+def test_every_class_of_the_host_beside_ours():
+    flags = [name for name in vars(utils) if name.startswith("is_")]
+    made = {
+        "Lapicque": lambda: snn.Lapicque(0.9),
+        "Alpha": lambda: snn.Alpha(0.9, 0.8),
+        "RLeaky": lambda: snn.RLeaky(0.9, linear_features=3),
+        "RSynaptic": lambda: snn.RSynaptic(0.9, 0.8, linear_features=3),
+        "SLSTM": lambda: snn.SLSTM(3, 3),
+        "SConv2dLSTM": lambda: snn.SConv2dLSTM(1, 1, 3),
+        "Leaky": lambda: snn.Leaky(0.9),
+        "Synaptic": lambda: snn.Synaptic(0.9, 0.8),
+        "LinearLeaky": lambda: snn.LinearLeaky(0.9, 3, 3),
+    }
+    hosts = [build() for name, build in made.items() if hasattr(snn, name)]
+    assert len(hosts) == len(flags)
+    net = nn.Sequential(*hosts, LIF(0.9, init_hidden=True))
+    net[-1](torch.ones(2, 3))
+    utils.reset(net)
+    assert not net[-1].mem.any()
+
+
+def test_a_network_that_was_reset_is_freed():
+    net = network("LSTMLIF", "LSTMLIF")
+    utils.reset(net)
+    alive = [weakref.ref(net), weakref.ref(net[1])]
+    del net
+    gc.collect()
+    assert [one() for one in alive] == [None, None]
 
 
 @pytest.mark.parametrize("last", OURS)

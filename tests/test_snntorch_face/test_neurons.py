@@ -275,7 +275,7 @@ def test_surrogate_disable_gives_the_same_spikes_without_a_gradient(cls):
 def test_learn_flags_choose_parameter_or_buffer(cls):
     flags = [name for name in inspect.signature(cls).parameters if name.startswith("learn_")]
     for flag in flags:
-        names = {"learn_beta": ["c1", "c2"] if issubclass(cls, LSTMLIF) else ["beta"]}.get(flag, [flag[6:]])
+        names = {"learn_beta": ["c1", "c2"] if cls in (LSTMLIF, TCLIF) else ["beta"]}.get(flag, [flag[6:]])
         for learn in (False, True):
             module = make(cls, **{flag: learn})
             for name in names:
@@ -492,7 +492,7 @@ def test_a_bad_call_is_refused_and_leaves_the_states(cls, case):
         (lambda: KLIF(0.5, torch.tensor([1.0, float("nan")])), ValueError, "k must be finite"),
         (lambda: KLIF(0.5, 0.0, scale_reset=True), ValueError, r"k must be finite and in \(0, inf\)"),
         (lambda: KLIF(0.5, -1.0, scale_reset=True), ValueError, "k must be"),
-        (lambda: KLIF(0.5, -1.0, k_constraint="softplus"), ValueError, "k must be > 0"),
+        (lambda: KLIF(0.5, -1.0, k_constraint="softplus"), ValueError, "k with k_constraint='softplus' must be"),
         (lambda: KLIF(0.5, k_constraint="sigmoid"), ValueError, "k_constraint must be"),
         (lambda: LSTMLIF(beta1=0.5), ValueError, r"beta1 must be finite and in \(-1, 0\)"),
         (lambda: LSTMLIF(beta2=1.0), ValueError, r"beta2 must be finite and in \(0, 1\)"),
@@ -531,3 +531,178 @@ def test_a_users_own_spike_function_runs():
     assert module.spike_grad is soft
     spk = module.sequence(x)[0]
     assert torch.equal(spk, loop(LSTMLIF(spike_grad=soft), x)[0]) and (spk > 0).all()
+
+
+# ---------------------------------------------------------------- what a review found
+
+
+def coarse(state):
+    return torch.round(state * 4) / 4
+
+
+class Recorder:
+    """A quantiser that remembers what it was called on."""
+
+    def __init__(self):
+        self.seen = []
+
+    def __call__(self, state):
+        self.seen.append(tuple(state.shape))
+        return state
+
+
+@every_class
+def test_a_module_with_state_quant_pickles(cls):
+    module = make(cls, state_quant=coarse)
+    x = currents(7, 4, 3)
+    expected = module.sequence(x)[0]
+    module.detach_states()
+    twin = pickle.loads(pickle.dumps(module))
+    twin.reset_mem()
+    assert torch.equal(twin.sequence(x)[0], expected)
+
+
+@every_class
+def test_state_quant_is_called_on_states_only(cls):
+    quant = Recorder()
+    module = make(cls, state_quant=quant)
+    assert quant.seen == []
+    module(currents(4, 5))
+    assert quant.seen == [(4, 5)] * len(cls.state_names)
+    with pytest.raises(TypeError, match="state_quant must be a function"):
+        make(cls, state_quant=True)
+
+
+@pytest.mark.parametrize(("name", "value"), [("relu", False), ("scale_reset", True), ("decay_input", True)])
+def test_changing_an_option_takes_effect(name, value):
+    x = currents(9, 4, 3)
+    module = KLIF(0.5, 1.5)
+    before = module.sequence(x)[1]
+    setattr(module, name, value)
+    module.reset_mem()
+    after = module.sequence(x)[1]
+    assert not torch.equal(before, after)
+    assert torch.equal(after, KLIF(0.5, 1.5, **{name: value}).sequence(x)[1])
+    assert f"{name}={value}" in repr(module)
+
+
+@pytest.mark.parametrize("shape", [(20, 4, 6), (8, 2, 5, 3, 3)])
+def test_inhibition_lets_the_one_furthest_above_its_threshold_fire(shape):
+    level = torch.rand(shape[2:]) + 0.2
+    with pytest.warns(UserWarning, match="Inhibition"):
+        module = LIF(0.9, threshold=level, reset_mechanism="none", inhibition=True)
+    x = currents(*shape)
+    spk, _ = module.sequence(x)
+    free = LIF(0.9, threshold=level, reset_mechanism="none", output=True)
+    spikes, mem = free.sequence(x)
+    over = mem - level
+    winners = over == over.amax(2, keepdim=True)
+    assert torch.equal(spk, spikes * winners) and spk.any()
+    module.reset_mem()
+    assert torch.equal(torch.stack([module(x_t)[0] for x_t in x]), spk)
+
+
+def test_inhibition_refuses_a_step_without_neurons_and_keeps_the_state():
+    with pytest.warns(UserWarning, match="Inhibition"):
+        module = LIF(0.9, inhibition=True)
+    with pytest.raises(ValueError, match="inhibition needs a step"):
+        module(torch.rand(4))
+    assert module.mem.shape == (0,)
+
+
+def test_a_graded_factor_somebody_set_is_applied_after_the_reset():
+    x = currents(9, 4, 3)
+    module = LIF(0.9)
+    plain = module.sequence(x)
+    for factor in (torch.tensor(2.0), torch.tensor([1.0, 2.0, 3.0])):
+        module.graded_spikes_factor = factor
+        module.reset_mem()
+        spk, mem = module.sequence(x)
+        assert torch.equal(spk, plain[0] * factor) and torch.equal(mem, plain[1])
+
+
+def test_a_hidden_state_follows_the_inputs_dtype():
+    module = LSTMLIF(init_hidden=True)
+    x = currents(4, 3)
+    module(x)
+    spk = module(x.double())
+    assert spk.dtype == module.mem.dtype == torch.float64 and module.mem.any()
+    module(x.bfloat16())
+    assert module.mem.dtype == torch.float32
+
+
+@every_class
+@pytest.mark.parametrize("size", [2, 4])
+def test_states_that_were_reset_fit_any_dtype(cls, size):
+    module = make(cls)
+    module(currents(2, 3))
+    module.half()
+    states = module.reset_mem()
+    states = states if isinstance(states, tuple) else (states,)
+    x = currents(size, 3).half()
+    assert torch.equal(module(x, *states)[0], make(cls).half()(x)[0])
+
+
+def test_a_fresh_start_fires_nothing_even_below_a_negative_threshold():
+    x = torch.full((2, 1, 1), -0.6)
+    stepped, whole = LIF(0.5, threshold=-0.5), LIF(0.5, threshold=-0.5)
+    spk = whole.sequence(x)[0]
+    assert not spk.any() and torch.equal(loop(stepped, x)[0], spk)
+    stepped.reset_mem()
+    assert torch.equal(loop(stepped, x)[0], spk)
+
+
+def test_half_modules_compute_their_values_in_float32():
+    module = LSTMLIF(beta1=-0.6, beta2=0.3).bfloat16()
+    assert module.beta1.dtype == torch.float32
+    assert module.beta1.item() == -torch.sigmoid(module.c1.float()).item()
+    x = currents(50, 4, 3, dtype=torch.bfloat16)
+    reference = copy.deepcopy(module).float()
+    assert torch.equal(module.sequence(x)[2], reference.sequence(x.float())[2])
+    soft = KLIF(0.5, 0.7, k_constraint="softplus").bfloat16()
+    reference = copy.deepcopy(soft).float()
+    assert torch.equal(soft.sequence(x)[1], reference.sequence(x.float())[1])
+
+
+def test_the_two_compartment_classes_are_not_each_other():
+    tc, lstm = TCLIF(), LSTMLIF()
+    tc(currents(4, 3)), lstm(currents(4, 3))
+    LSTMLIF.reset_hidden()
+    assert not isinstance(tc, LSTMLIF) and tc.mem.any() and not lstm.mem.any()
+
+
+def test_a_k_outside_its_clamp_is_refused():
+    with pytest.raises(ValueError, match=r"k must be between 0.001 and .*1.333.* with k_constraint='clamp', got 5.0"):
+        KLIF(0.75, 5.0, k_constraint="clamp")
+    beta = torch.tensor([0.5, 0.25, 0.9])
+    module = KLIF(beta, k_constraint="clamp")
+    with torch.no_grad():
+        module.k.fill_(3.0)
+    with pytest.raises(TypeError):
+        module(currents(4, 3).long())
+    assert module.k.item() == 3.0  # a refused call writes nothing
+    module(currents(4, 3))
+    assert module.k.item() == pytest.approx(1 / 0.9)
+
+
+def test_a_reset_mechanism_nobody_knows_is_refused_when_loaded():
+    state = LSTMLIF().state_dict()
+    state["reset_mechanism_val"] = torch.tensor(7)
+    with pytest.raises(RuntimeError, match="reset_mechanism_val must be one of"):
+        LSTMLIF().load_state_dict(state)
+
+
+@every_class
+def test_repr_shows_the_values(cls):
+    text = repr(make(cls, threshold=torch.ones(3)))
+    assert "threshold=tensor[3]" in text and "reset_mechanism='subtract'" in text
+    assert ("beta1=-0.5" if cls in (LSTMLIF, TCLIF) else "beta=0.875") in text
+
+
+@every_class
+def test_a_module_can_be_made_and_loaded_on_the_meta_device(cls):
+    with torch.device("meta"):
+        module = make(cls)
+    assert module.threshold.device.type == "meta"
+    module.load_state_dict(make(cls).state_dict(), assign=True)
+    assert torch.equal(module.sequence(currents(5, 4, 3))[0], make(cls).sequence(currents(5, 4, 3))[0])

@@ -199,7 +199,7 @@ def test_bad_two_compartment_values(make, values, error, match):
 def test_bad_klif_options():
     with pytest.raises(ValueError, match="k_constraint must be None, 'clamp' or 'softplus'"):
         KLIFNode(k_constraint="relu")
-    with pytest.raises(ValueError, match="k must be > 0"):
+    with pytest.raises(ValueError, match="k with k_constraint='softplus' must be"):
         KLIFNode(k=-1.0, k_constraint="softplus")
     with pytest.raises(TypeError, match="relu must be True or False"):
         KLIFNode(relu=1)

@@ -268,8 +268,15 @@ def test_the_first_potential_is_the_reset_potential(entry):
 
 
 def test_clamped_k_is_written_back():
-    node = KLIFNode(k=5.0, tau=3.0, k_constraint="clamp")
+    node = KLIFNode(tau=3.0, k_constraint="clamp")
     parameter = node.k
+    with torch.no_grad():
+        parameter.fill_(5.0)
+    node.functional_forward((current(3, 4),), (0.0,))
+    assert node.k.item() == 5.0  # pure
+    with pytest.raises(TypeError):
+        node(current(3, 4).long())
+    assert node.k.item() == 5.0  # refused
     node(current(3, 4)).sum().backward()
     assert node.k is parameter and node.k.item() == 1.5
     with torch.no_grad():
@@ -397,3 +404,45 @@ def test_vector_a_of_the_two_compartment_neurons():
     c1, c2 = gradients(loss, node.c1, node.c2)
     assert (c1.item(), c2.item()) == (pytest.approx(-0.729522, abs=1e-5), pytest.approx(0.108039, abs=1e-5))
     assert math.isclose(loss.item(), 2.0)
+
+
+# ---------------------------------------------------------------- what a review found
+
+
+@pytest.mark.parametrize(("shape", "step"), [((4,), (3, 4)), ((5, 1, 1), (2, 5, 3, 3))], ids=["neuron", "channel"])
+@pytest.mark.parametrize("cls", [LIFNode, KLIFNode])
+def test_tau_and_threshold_per_neuron_and_per_channel(cls, shape, step):
+    tau, level = torch.rand(shape) + 1.5, torch.rand(shape) + 0.5
+    node = cls(tau=tau, v_threshold=level, step_mode="m")
+    x = current(6, *step)
+    spikes = node(x)
+    assert fires(spikes) and {"tau", "v_threshold"} <= node.state_dict().keys()
+    assert node.tau is not tau and node.double().tau.dtype == torch.float64
+    for index in range(shape[0]):
+        one = cls(tau=tau[index].item(), v_threshold=level[index].item(), step_mode="m")
+        part = (slice(None), slice(None), index)
+        assert same(one(x[part]), spikes[part])
+    with pytest.raises(ValueError, match="tau must be finite"):
+        cls(tau=torch.tensor([2.0, 1.0]))
+
+
+def test_the_record_restarts_when_the_dtype_changes():
+    node = LSTMLIFNode(store_v_seq=True)
+    node(current(3, 4)), node(current(3, 4))
+    assert node.v_seq.shape == (2, 3, 4)
+    node(current(3, 4, dtype=torch.float64))
+    assert node.v_seq.shape == (1, 3, 4) and node.v_seq.dtype == torch.float64
+
+
+def test_a_passed_number_becomes_a_tensor_of_its_own():
+    node = LSTMLIFNode(step_mode="m")
+    v = torch.tensor(0.25)
+    _, states = node.functional_forward((current(0, 3, 4),), (v, 0.0))
+    assert same(states[0].detach(), torch.full((3, 4), 0.25)) and states[0].is_contiguous()
+    states[0].detach_()
+
+
+def test_none_stands_for_the_reset_value():
+    node = KLIFNode(v_reset=-0.25)
+    x = current(3, 4)
+    assert same(node.functional_forward((x,), (None,)), node.functional_forward((x,), (-0.25,)))
