@@ -119,6 +119,11 @@ class SequenceNeuron(SpikingNeuron):
         super().__setstate__(state)
         SequenceNeuron._live.add(self)
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.state_names:
+            self._fresh = False  # reset_mem says otherwise, afterwards
+        super().__setattr__(name, value)
+
     # ------------------------------------------------------------ what a neuron's class says
 
     _make: ClassVar[Callable[..., Neuron]]
@@ -231,20 +236,20 @@ class SequenceNeuron(SpikingNeuron):
 
     def _state(self, name: str, given: Any, x: Tensor, shape: Any) -> Any:
         hidden = getattr(self, name)
-        if given is None and self._fresh:
-            return None
+        # Just reset, and not written to since.
+        fresh = self._fresh and (torch.compiler.is_compiling() or hidden.is_inference() or hidden._version == 0)
         if given is None:
-            return hidden.to(device=x.device, dtype=sequence.state_dtype(x)) if hidden.shape == shape else None
+            fits = not fresh and hidden.shape == shape
+            return hidden.to(device=x.device, dtype=sequence.state_dtype(x)) if fits else None
         # ``mem = lif.reset_mem()`` at the start of a batch, then ``lif(x, mem)``: what it returned is
         # empty before the first call, and has the shape and dtype of the last batch afterwards.
-        if isinstance(given, Tensor) and ((self._fresh and given is hidden) or given.shape == (0,)):
+        if isinstance(given, Tensor) and ((fresh and given is hidden) or given.shape == (0,)):
             return None
         return given
 
     def _store(self, states: tuple[Tensor, ...]) -> None:
         for name, state in zip(reversed(self.state_names), states, strict=True):
             setattr(self, name, state)
-        self._fresh = False
 
     def _finish(self, spk: Tensor, mem: Tensor | None, dim: int) -> Tensor:
         if self.inhibition and mem is not None:

@@ -160,6 +160,33 @@ def test_detach_and_reset_reach_every_living_module_of_the_class(cls):
     assert not any(module.mem.any() for module in modules)
 
 
+def test_a_module_whose_constructor_failed_is_not_among_the_living():
+    with pytest.raises(ValueError, match="beta1") as kept:
+        LSTMLIF(beta1=0.5)
+    with pytest.raises(ValueError, match="backend"):
+        LSTMLIF(backend="gpu")
+    LSTMLIF.reset_hidden()
+    LSTMLIF.detach_hidden()
+    assert kept.value.__traceback__ is not None  # which keeps the half-made module alive
+
+
+@every_class
+def test_a_state_somebody_wrote_is_used(cls):
+    x = torch.zeros(4, 3)
+    module = make(cls, init_hidden=True, output=True)
+    expected = make(cls)(x, *(torch.full((4, 3), 0.5) for _ in cls.state_names))
+    module(x)
+    for write in (
+        lambda name: setattr(module, name, torch.full((4, 3), 0.5)),
+        lambda name: getattr(module, name).fill_(0.5),
+    ):
+        module.reset_mem()
+        for name in cls.state_names:
+            write(name)
+        assert all(torch.equal(a, b) for a, b in zip(module(x), expected, strict=True))
+        assert module.mem.any()
+
+
 @every_class
 def test_modules_are_freed(cls):
     before = len(SpikingNeuron.instances)
