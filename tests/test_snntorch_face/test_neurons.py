@@ -733,3 +733,19 @@ def test_a_module_can_be_made_and_loaded_on_the_meta_device(cls):
     assert module.threshold.device.type == "meta"
     module.load_state_dict(make(cls).state_dict(), assign=True)
     assert torch.equal(module.sequence(currents(5, 4, 3))[0], make(cls).sequence(currents(5, 4, 3))[0])
+
+
+def test_a_clamped_k_is_read_clamped_by_the_forward_that_finds_it_outside():
+    x = currents(6, 4, 3)
+    module = KLIF(0.75, k_constraint="clamp")
+    with torch.no_grad():
+        module.k.fill_(3.0)
+    bound = (1 / module.beta).item()
+    assert torch.equal(module.sequence(x)[1], KLIF(0.75, bound).sequence(x)[1])
+    assert module.k.item() == bound
+
+
+def test_an_empty_sequence_leaves_a_fresh_start_fresh():
+    module = LIF(0.5, threshold=-0.5)
+    module.sequence(torch.zeros(0, 1, 1))
+    assert not module.sequence(torch.full((2, 1, 1), -0.6))[0].any()
