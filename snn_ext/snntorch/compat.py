@@ -38,7 +38,7 @@ class _DetachWhenAsked:
         return self._up
 
 
-def install(kind: type[nn.Module]) -> None:
+def install(kind: type[Any]) -> None:
     """Let snnTorch's ``utils.reset``, ``BPTT``, ``TBPTT`` and ``RTRL`` handle ``kind``.
 
     Idempotent. ``kind`` has ``state_names``, ``reset_mem()`` and ``detach_states()``.
@@ -82,12 +82,12 @@ def install(kind: type[nn.Module]) -> None:
         result = original(net)
         for module in net.modules():
             if isinstance(module, kind):
-                module.reset_mem()  # type: ignore[operator]
+                module.reset_mem()
         return result
 
     def outputs(original: Callable[..., Any], net: nn.Module) -> Any:
         last = next(reversed(net._modules.values()), None)
-        return 1 + len(last.state_names) if isinstance(last, kind) else original(net)  # type: ignore[arg-type]
+        return 1 + len(last.state_names) if isinstance(last, kind) else original(net)
 
     if hasattr(utils, "_layer_check") and hasattr(utils, "_layer_reset"):
         # Inside ``reset``, so that a ``reset`` imported by name before us works too.

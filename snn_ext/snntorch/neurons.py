@@ -454,8 +454,8 @@ class KLIF(SequenceNeuron):
     :param learn_k: make ``k`` a parameter
     :param scale_reset: reset on ``F / k`` (an option of SpikingJelly, not of the paper)
     :param relu: ``False`` leaves the ReLU out, for ablations
-    :param k_constraint: ``None``; ``"clamp"`` writes k back into [1e-3, 1/beta] at each forward;
-        ``"softplus"`` stores log(exp(k) - 1) as the parameter
+    :param k_constraint: ``None``; ``"clamp"`` reads k inside [1e-3, 1/beta] and writes it back there after each
+        forward; ``"softplus"`` stores log(exp(k) - 1) as the parameter
     :param decay_input: scale the input by ``1 - beta``
 
     Inputs: \input_, mem_0
