@@ -36,7 +36,7 @@ def klif(
         charge   h[t] = leak(v[t-1], x[t])          as for LIF
                  f[t] = relu(k h[t])
         fire     s[t] = spike(f[t] - v_threshold)
-        reset    v[t] = (1 - s[t]) f[t] + s[t] v_reset        hard, the paper's form
+        reset    v[t] = (1 - s[t]) f[t] + s[t] v_reset        hard: the paper's, as transcribed
                  v[t] = f[t] - s[t] v_threshold               soft
 
     The reset acts on ``f``, so k multiplies the carried state at every step. With

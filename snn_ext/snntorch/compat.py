@@ -24,8 +24,8 @@ class _DetachWhenAsked:
 
     TBPTT keys that table by the flags ``utils.is_leaky`` and so on, tests each key's truth after
     every truncation, and detaches the class behind a true one. Our neurons have no flag, so
-    this object takes the place of a flag that is down: asked for its truth, it detaches our
-    neurons of the network and answers no. No host class is touched.
+    this object takes the place of one: asked for its truth, it detaches our neurons of the network
+    and answers what the flag would have. No host class is touched.
     """
 
     def __init__(self, neurons: list[Any], up: bool) -> None:
