@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .core import reference
-from .core.neuron import Neuron, Tensors, Value, Values
+from .core.neuron import Neuron, Tensors, Value, Values, state_dtype, widened
 from .core.reference import Carry, Result
 
 _CARRIES = get_args(Carry)
@@ -83,21 +83,22 @@ def run(
         float32 and the output is rounded to the input's type.
 
     Raises:
-        TypeError: an input that is no dense floating point tensor; a state of another dtype.
+        TypeError: an input that is no dense floating point tensor; a state of another dtype; a value
+            that is no number; a spike function that is not callable.
         ValueError: a missing time axis, shapes that do not fit, values outside their domain, an
             unknown backend or carry.
         BackendUnavailable: the backend asked for cannot run here.
     """
     inputs = _check_inputs(neuron, inputs, axes=2)
     like = inputs[0]
-    steps = zip(*(x.to(state_dtype(x)).unbind(0) for x in inputs), strict=True)
+    steps = zip(*(widened(x).unbind(0) for x in inputs), strict=True)
     first = like.detach()[0] if like.shape[0] else like.new_empty(like.shape[1:])
     outputs, final, carried = _execute(
         neuron, first, steps, states, values, spike, detach_reset, carry, trace, state_map, backend
     )
     if not outputs:
         empty = like.clone()
-        return Result(empty, final, (empty.to(state_dtype(like)),) * len(final) if trace else ())
+        return Result(empty, final, (widened(empty),) * len(final) if trace else ())
     output = reference.stack_like(outputs, like).to(like.dtype)
     return Result(output, final, tuple(reference.stack_like(list(one), like) for one in zip(*carried, strict=True)))
 
@@ -120,7 +121,7 @@ def step(
     """
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
-    steps = [tuple(x.to(state_dtype(x)) for x in inputs)]
+    steps = [tuple(map(widened, inputs))]
     outputs, final, _ = _execute(
         neuron, like, steps, states, values, spike, detach_reset, carry, False, state_map, backend
     )
@@ -144,9 +145,10 @@ def _execute(
     check_backend(backend)
     if carry not in _CARRIES:
         raise ValueError(f"carry must be 'after_reset' or 'before_reset', got {carry!r}")
-    for name, function in (("spike", spike), ("state_map", state_map)):
-        if not callable(function) and not (name == "state_map" and function is None):
-            raise TypeError(f"{name} must be callable on a tensor, got {type(function).__name__}")
+    if not callable(spike):
+        raise TypeError(f"spike must be callable on a tensor, got {type(spike).__name__}")
+    if state_map is not None and not callable(state_map):
+        raise TypeError(f"state_map must be callable on a tensor, got {type(state_map).__name__}")
     values = {} if values is None else values
     neuron.check_values(values)
     dtype = state_dtype(like)
@@ -170,11 +172,6 @@ def _execute(
         trace=trace,
         state_map=state_map,
     )
-
-
-def state_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of the arithmetic and of the states for an input ``x``: float32 for half types."""
-    return torch.float32 if x.dtype in (torch.bfloat16, torch.float16) else x.dtype
 
 
 def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:

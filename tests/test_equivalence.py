@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 import snntorch as snn
 import torch
-from spikingjelly.activation_based import functional, neuron
+from spikingjelly.activation_based import base, functional, neuron
 from torch import nn
 
 import snn_ext.snntorch as snntorch_face
@@ -192,7 +192,7 @@ def test_stored_state(name):
 
 @every_neuron
 def test_gradient_through_the_reset(name):
-    for module in faces(name):
+    for module in (*faces(name), neuron.LIFNode()):
         assert module.detach_reset is False
     leaky, module = snn.Leaky(0.5), snntorch_face.LIF(0.5)
     grads = []
@@ -220,6 +220,8 @@ def test_default_surrogate(name):
     module, node = faces(name)
     published = CATALOGUE[name].surrogate
     assert module.spike_grad == published.with_rule(False)
+    assert surrogate.recognise(snn.Leaky(0.5).spike_grad) == surrogate.atan(2.0)
+    assert surrogate.recognise(neuron.LIFNode().surrogate_function) == surrogate.sigmoid(4.0)
     ours = surrogate.spike_function(node.surrogate_function, True)
     assert ours == (surrogate.sigmoid(4.0) if name in ("LIF", "KLIF") else published).with_rule(True)
 
@@ -234,14 +236,19 @@ def test_a_passed_state_that_does_not_fit(name):
         node.functional_forward((torch.ones(2, 3),), tuple(states))
     dropped, wrong = snn.Leaky(0.5), torch.ones(1, 3)
     assert torch.equal(dropped(torch.ones(2, 3), wrong)[1], torch.ones(2, 3))  # the host dropped it
+    afresh = neuron.KLIFNode()
+    if hasattr(base, "to_functional_forward"):  # the releases in which a state can be passed
+        _, (v,) = afresh.functional_forward((torch.ones(2, 3),), (wrong,))
+        assert torch.equal(v, torch.full((2, 3), 0.5))
 
 
 @every_neuron
 def test_a_hidden_state_when_the_batch_changes(name):
     module, node = faces(name)
-    host = neuron.KLIFNode()
-    for one in (module, node, host):
+    host, leaky = neuron.KLIFNode(), snn.Leaky(0.5)
+    for one in (module, node, host, leaky):
         one(torch.ones(2, 3))
+    assert torch.equal(leaky(torch.ones(5, 3))[1], torch.ones(5, 3))
     fresh_module, fresh_node = faces(name)
     x = torch.ones(5, 3)
     assert torch.equal(module(x)[0], fresh_module(x)[0])

@@ -146,6 +146,7 @@ class Neuron:
         ``torch.compile`` traces, values are symbols and none is looked at.
 
         Raises:
+            TypeError: a value that is neither a number nor a tensor.
             ValueError: what was expected, what came.
         """
         if values.keys() != set(self.value_names):
@@ -158,7 +159,7 @@ class Neuron:
             self.check_value(Parameter(name), values[name])
 
     def check_value(self, parameter: Parameter, value: Value) -> None:
-        """Refuse one value that is not finite or outside the domain of ``parameter``."""
+        """Refuse one value, as :meth:`check_values`, that is not in the domain of ``parameter``."""
         if torch.compiler.is_compiling():
             return
         if not isinstance(value, Tensor | int | float) or isinstance(value, bool):
@@ -178,7 +179,7 @@ class Neuron:
             raise ValueError(f"{self.name}: {parameter.name} must be {parameter.domain}, got {got}")
 
     def parameter(self, name: str) -> Parameter:
-        """The declared parameter of that name."""
+        """The declared parameter of that name; KeyError if there is none."""
         for parameter in self.parameters:
             if parameter.name == name:
                 return parameter
@@ -239,9 +240,27 @@ def own_tensor(name: str, value: Any) -> Tensor:
     return tensor if keep else tensor.to(torch.get_default_dtype())
 
 
-def widened(tensor: Tensor) -> Tensor:
-    """float16 and bfloat16 as float32, anything else as it is: the precision effective values need."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def state_dtype(x: Tensor) -> torch.dtype:
+    """The dtype of the arithmetic and of the states for ``x``: float32 for half types, else its own."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+
+
+def widened(x: Tensor) -> Tensor:
+    """``x`` in its :func:`state_dtype`."""
+    return x.to(state_dtype(x))
+
+
+def described(values: Mapping[str, Any]) -> str:
+    """``name=value, ...`` for a module's ``extra_repr``; larger tensors by their shape."""
+
+    def text(value: Any) -> str:
+        if not isinstance(value, Tensor):
+            return str(value)
+        return (
+            f"{value.item():.6g}" if value.dim() == 0 and value.device.type != "meta" else f"tensor{list(value.shape)}"
+        )
+
+    return ", ".join(f"{name}={text(value)}" for name, value in values.items())
 
 
 def factory(make: Callable[_Options, Neuron]) -> Callable[_Options, Neuron]:

@@ -53,7 +53,7 @@ def run(
 
     Args:
         neuron: the equations.
-        inputs: per step the tuple of input currents, each ``[N, *]``; at least one step.
+        inputs: per step the tuple of input currents, each ``[N, *]``; there may be none.
         states: the carried states, in the form ``carry`` names.
         p: effective values and the spike function.
         detach_reset: treat the spike inside the reset as a constant.

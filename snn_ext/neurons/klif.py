@@ -104,14 +104,13 @@ def effective_k(k: Tensor, constraint: Constraint, **leak: Value) -> Tensor:
     return k
 
 
-def write_back(k: Tensor, constraint: Constraint, **leak: Value) -> None:
-    """Keep the parameter of ``"clamp"`` in its bounds: in place, outside the graph, after a forward.
+def write_back(k: Tensor, **leak: Value) -> None:
+    """Put the parameter of ``"clamp"`` into its bounds: in place, outside the graph, after a forward.
 
     Goes through ``.data``: a step loop between two optimiser steps, where k is in its bounds
     already, must not invalidate the graph it is building.
     """
-    if constraint == "clamp":
-        k.data.copy_(_clamped(k, **leak))
+    k.data.copy_(_clamped(k, **leak))
 
 
 def raw_k(k: Tensor, constraint: Constraint, **leak: Value) -> Tensor:

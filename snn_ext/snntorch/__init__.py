@@ -3,10 +3,12 @@
 ``from snn_ext.snntorch import LSTMLIF`` and use it where ``snntorch.Leaky`` was.
 """
 
+from importlib import import_module
+
 try:
-    import snntorch as _host  # noqa: F401  (only to fail early, with the way out)
+    import_module("snntorch")
 except ImportError as error:
-    raise ImportError("snn_ext.snntorch needs snnTorch: pip install 'snn_ext[snntorch]'") from error
+    raise ImportError(f"snn_ext.snntorch needs snnTorch: pip install 'snn_ext[snntorch]' ({error})") from error
 
 from .neurons import KLIF, LIF, LSTMLIF, TCLIF, SequenceNeuron
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import sequence
 from ..core import surrogate
-from ..core.neuron import Neuron, Value, own_tensor
+from ..core.neuron import Neuron, Value, described, own_tensor, state_dtype
 from ..core.surrogate import Surrogate
 from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
 from ..neurons.lif import Reset, lif
@@ -240,7 +240,7 @@ class SequenceNeuron(SpikingNeuron):
         fresh = self._fresh and (torch.compiler.is_compiling() or hidden.is_inference() or hidden._version == 0)
         if given is None:
             fits = not fresh and hidden.shape == shape
-            return hidden.to(device=x.device, dtype=sequence.state_dtype(x)) if fits else None
+            return hidden.to(device=x.device, dtype=state_dtype(x)) if fits else None
         # ``mem = lif.reset_mem()`` at the start of a batch, then ``lif(x, mem)``: what it returned is
         # empty before the first call, and has the shape and dtype of the last batch afterwards.
         if isinstance(given, Tensor) and ((fresh and given is hidden) or given.shape == (0,)):
@@ -334,7 +334,7 @@ class SequenceNeuron(SpikingNeuron):
         shown["threshold"] = shown.pop("v_threshold")
         for name in ("reset_mechanism", "init_hidden", "output", "detach_reset", "step_mode", "backend"):
             shown[name] = getattr(self, name)
-        return ", ".join(f"{name}={_text(value)}" for name, value in shown.items())
+        return described(shown)
 
 
 class LIF(SequenceNeuron):
@@ -527,11 +527,12 @@ class KLIF(SequenceNeuron):
 
     def _store(self, states: tuple[Tensor, ...]) -> None:
         super()._store(states)
-        write_back(self.k, self.k_constraint, beta=self.beta.clamp(0, 1))
+        if self.k_constraint == "clamp":
+            write_back(self.k, beta=self.beta.clamp(0, 1))
 
     def extra_repr(self) -> str:
         """As :meth:`SequenceNeuron.extra_repr`."""
-        return f"{super().extra_repr()}, k_constraint={self.k_constraint!r}"
+        return f"{super().extra_repr()}, k_constraint={self.k_constraint}"
 
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
@@ -680,12 +681,6 @@ class TCLIF(_TwoCompartment):
     def init_tclif(self) -> Any:
         """The same as :meth:`reset_mem`, under snnTorch's older name."""
         return self.reset_mem()
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return repr(value)
-    return f"{value.item():.6g}" if value.dim() == 0 else f"tensor{list(value.shape)}"
 
 
 compat.install(SequenceNeuron)

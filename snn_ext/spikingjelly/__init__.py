@@ -3,8 +3,10 @@
 ``from snn_ext.spikingjelly import LSTMLIFNode`` and use it where ``neuron.LIFNode`` was.
 """
 
+from importlib import import_module
+
 try:
-    import spikingjelly.activation_based.neuron as _host  # noqa: F401  (only to fail early, with the way out)
+    import_module("spikingjelly.activation_based.neuron")
 except ImportError as error:
     raise ImportError(
         f"snn_ext.spikingjelly needs SpikingJelly: pip install 'snn_ext[spikingjelly]' ({error})"

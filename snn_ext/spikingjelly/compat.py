@@ -16,8 +16,9 @@ import torch
 from spikingjelly.activation_based import base, neuron
 from torch import Tensor
 
+from ..core.neuron import state_dtype
 from ..core.reference import Result
-from ..sequence import BACKENDS, BackendUnavailable, check_backend, state_dtype
+from ..sequence import BACKENDS, BackendUnavailable, check_backend
 
 _States = Sequence[Any]
 _Output = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import sequence
 from ..core import surrogate
-from ..core.neuron import Neuron, Value, own_tensor
+from ..core.neuron import Neuron, Value, described, own_tensor
 from ..core.reference import Result
 from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
 from ..neurons.lif import lif
@@ -146,7 +146,7 @@ class Node(HostNode):
             shown["surrogate_function"] = self.surrogate_function
         for name in ("detach_reset", "step_mode", "backend", "store_v_seq"):
             shown[name] = getattr(self, name)
-        return ", ".join(f"{name}={_text(value)}" for name, value in shown.items())
+        return described(shown)
 
 
 class LIFNode(Node):
@@ -259,7 +259,8 @@ class KLIFNode(Node):
 
     def _commit(self, result: Result, step_mode: str) -> None:
         super()._commit(result, step_mode)
-        write_back(self.k, self.k_constraint, tau=self.tau)
+        if self.k_constraint == "clamp":
+            write_back(self.k, tau=self.tau)
 
     def extra_repr(self) -> str:
         """As :meth:`Node.extra_repr`."""
@@ -373,9 +374,3 @@ def _flag(name: str, value: Any) -> bool:
         hint = "; give the backend by name, backend='...'" if name == "store_v_seq" and isinstance(value, str) else ""
         raise TypeError(f"{name} must be True or False, got {value!r}{hint}")
     return value
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, Tensor):
-        return str(value)
-    return f"{value.item():.6g}" if value.dim() == 0 else f"tensor{list(value.shape)}"

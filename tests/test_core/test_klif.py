@@ -372,7 +372,7 @@ def test_clamped_k_stays_in_bounds_after_an_optimiser_step():
         assert 1e-3 <= effective.item() <= 2.0
         effective.backward()  # as if the step had ended at the bound: the gradient passes
         assert k.grad.item() == gradient + 1
-        write_back(k, "clamp", tau=2.0)
+        write_back(k, tau=2.0)
         assert k.item() == effective.item()
         assert 1e-3 <= k.item() <= 2.0
         assert k.requires_grad and k.is_leaf
@@ -381,7 +381,7 @@ def test_clamped_k_stays_in_bounds_after_an_optimiser_step():
 def test_clamping_inside_the_bounds_leaves_a_graph_usable():
     k = torch.ones((), dtype=F64, requires_grad=True)
     output = drive(1 + torch.randn(4, 3, dtype=F64), k).output.sum()
-    write_back(k, "clamp", tau=2.0)
+    write_back(k, tau=2.0)
     output.backward()
     assert k.grad is not None
 
@@ -397,12 +397,12 @@ def test_softplus_round_trip(k):
 def test_a_shared_k_takes_the_tightest_bound():
     tau = tensor([2.0, 3.0, 5.0])
     k = tensor(9.0)
-    write_back(k, "clamp", tau=tau)
+    write_back(k, tau=tau)
     assert k.item() == 1.25
     k = tensor([9.0, 9.0, 9.0])
-    write_back(k, "clamp", tau=tau)
+    write_back(k, tau=tau)
     assert k.tolist() == [2.0, 1.5, 1.25]
-    write_back(k, "clamp", beta=tensor(0.9))
+    write_back(k, beta=tensor(0.9))
     close(k, [1 / 0.9] * 3, 1e-12)
 
 

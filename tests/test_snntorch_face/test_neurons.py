@@ -722,7 +722,7 @@ def test_a_reset_mechanism_nobody_knows_is_refused_when_loaded():
 @every_class
 def test_repr_shows_the_values(cls):
     text = repr(make(cls, threshold=torch.ones(3)))
-    assert "threshold=tensor[3]" in text and "reset_mechanism='subtract'" in text
+    assert "threshold=tensor[3]" in text and "reset_mechanism=subtract" in text
     assert ("beta1=-0.5" if cls in (LSTMLIF, TCLIF) else "beta=0.875") in text
 
 
