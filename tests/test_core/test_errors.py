@@ -275,3 +275,29 @@ def test_a_refusal_comes_before_any_work(case):
     with pytest.raises(ValueError, match="must be"):
         run(case, data._replace(values={**case.values, case.neuron.parameters[-1].name: math.nan}), spike)
     assert calls == []
+
+
+@pytest.mark.parametrize("argument", ["spike", "state_map"])
+def test_a_function_that_is_none(entry, case, argument):
+    wrong = None if argument == "spike" else 1
+    refused(entry, case, TypeError, f"{argument} must be callable on a tensor, got", **{argument: wrong})
+
+
+def test_a_value_that_is_no_number(entry, case):
+    name = case.neuron.value_names[0]
+    for wrong in ("a", None, [0.5], True):
+        message = f"{name} must be a number or a tensor, got {type(wrong).__name__}"
+        refused(entry, case, TypeError, message, values={**case.values, name: wrong})
+
+
+def test_a_state_that_is_no_number(entry, case):
+    for wrong in ("1", [0.5]):
+        states = (wrong, *(None for _ in case.neuron.states[1:]))
+        message = f"state v must be a tensor or a number, got {type(wrong).__name__}"
+        refused(entry, case, TypeError, message, states=states)
+
+
+def test_sparse_and_small_floats_are_refused(case):
+    for wrong in (torch.zeros(3, 4).to_sparse(), torch.zeros(3, 4).to(torch.float8_e4m3fn)):
+        with pytest.raises(TypeError, match="must be a dense floating point tensor"):
+            sequence.step(case.neuron, wrong, None, case.values, spike=case.spike)
