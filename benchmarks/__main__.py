@@ -27,6 +27,25 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--seed", type=int, default=0, help="initial weights and batches (%(default)s)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs; no result")
     demo.set_defaults(command="demo")
+    timed = commands.add_parser(
+        "speed",
+        help="time the sequence call against plain loops and the hosts' neurons; about ten minutes",
+        description="Check, then time, the sequence call against the best plain loop and the hosts as released; prints "
+        "a table. The JSON of --json is described in benchmarks/speed.py. Linux or macOS.",
+    )
+    add = timed.add_argument
+    add("--cases", dest="names", nargs="+", type=_case, metavar="NEURON", help="TC-LIF, KLIF, LIF (all)")
+    add("--shapes", nargs="+", type=_shape, metavar="TxN...", help="such as 784x64x256 (five shapes)")
+    add("--backend", choices=("cpu", "torch"), default="cpu", help="what is called ours (%(default)s)")
+    add("--threads", type=_positive, help="torch's (as torch has it)")
+    add("--rounds", type=_positive, default=11, help="of each case and pass (%(default)s)")
+    add("--budget", type=float, default=20, metavar="S", help="seconds for one column of one pass (%(default)s)")
+    add("--compile", dest="compile_seconds", type=float, default=0, metavar="S", help="torch.compile, where it takes S")
+    add("--quick", action="store_true", help="a small shape, two rounds, to see that it runs; no result")
+    add("--json", dest="json_path", type=Path, metavar="OUT", help="also write the results as JSON to this file")
+    add("--read", type=Path, metavar="IN", help="print and check such a file instead of measuring")
+    add("--check", dest="targets", type=Path, metavar="TARGETS", help="status 1 where one of these is not reached")
+    timed.set_defaults(command="speed")
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "command"):
         parser.print_help()
@@ -36,6 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from .hosts import Missing, require
 
     try:
+        if arguments.command == "speed":
+            from . import speed
+
+            return speed.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
         for package in ("matplotlib", "tqdm"):
             require(package, "bench")
         from . import demo as command
@@ -52,6 +75,27 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _case(name: str) -> str:
+    from .speed_cases import CASES
+
+    if name not in CASES:
+        raise argparse.ArgumentTypeError(f"unknown neuron {name!r}; known are {', '.join(CASES)}")
+    return name
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"a whole number of at least 1, not {text!r}")
+    return int(text)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    shape = tuple(int(size) if size.isdigit() else 0 for size in text.split("x"))
+    if len(shape) < 2 or min(shape) < 1:
+        raise argparse.ArgumentTypeError(f"a shape is TxN or TxNx..., all at least 1, for example 100x64, not {text!r}")
+    return shape
 
 
 if __name__ == "__main__":

@@ -7,32 +7,32 @@ numbers: a sequence, its steps one by one, and its chunks with carried states ag
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
+from . import kernels
 from .core import reference
 from .core.neuron import Neuron, Tensors, Value, Values, state_dtype, widened
 from .core.reference import Carry, Result
+from .core.surrogate import Surrogate
+from .kernels import op
 
 _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
-_NOT_HERE = {
-    "cpu": "the compiled CPU kernels are not part of this release",
-    "cupy": "the CUDA kernels are not part of this release",
-}
 
 
 class BackendUnavailable(RuntimeError):
-    """A backend was asked for by name and cannot run here; the text says why."""
+    """A backend was asked for by name and cannot run here, or not this; the text says why."""
 
 
 def check_backend(backend: str) -> str:
-    """``backend`` itself, if it is known and can run here.
+    """``backend`` itself, if it is known and can run on this machine.
 
     Raises:
         ValueError: an unknown name.
@@ -40,8 +40,8 @@ def check_backend(backend: str) -> str:
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
-    if backend in _NOT_HERE:
-        raise BackendUnavailable(f"backend={backend!r}: {_NOT_HERE[backend]}; use 'auto' or 'torch'")
+    if backend in kernels.MACHINES and (reason := kernels.unavailable(backend)):
+        raise BackendUnavailable(f"backend={backend!r}: {reason}; or use 'auto' or 'torch'")
     return backend
 
 
@@ -91,16 +91,21 @@ def run(
     """
     inputs = _check_inputs(neuron, inputs, axes=2)
     like = inputs[0]
-    steps = zip(*(widened(x).unbind(0) for x in inputs), strict=True)
-    first = like.detach()[0] if like.shape[0] else like.new_empty(like.shape[1:])
-    outputs, final, carried = _execute(
-        neuron, first, steps, states, values, spike, detach_reset, carry, trace, state_map, backend
+    call = _check(neuron, like, like.shape[1:], states, values, spike, detach_reset, carry, trace, state_map, backend)
+    chosen = _choose(call, like)
+    if isinstance(chosen, int):
+        return _run_kernels(chosen, call, inputs)
+    return reference.run_sequence(
+        neuron,
+        inputs,
+        call.states,
+        call.p,
+        detach_reset=detach_reset,
+        carry=carry,
+        fresh=call.fresh,
+        trace=trace,
+        state_map=state_map,
     )
-    if not outputs:
-        empty = like.clone()
-        return Result(empty, final, (widened(empty),) * len(final) if trace else ())
-    output = reference.stack_like(outputs, like).to(like.dtype)
-    return Result(output, final, tuple(reference.stack_like(list(one), like) for one in zip(*carried, strict=True)))
 
 
 def step(
@@ -117,21 +122,121 @@ def step(
 ) -> Result:
     """Run a neuron for one time step.
 
-    As :func:`run`, with inputs ``[N, *]`` and no time axis; the result has no trace.
+    As :func:`run`, with inputs ``[N, *]`` and no time axis; the result has no trace. ``"auto"`` is torch
+    here, where a kernel gains nothing; a kernel asked for by name runs.
     """
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
-    steps = [tuple(map(widened, inputs))]
-    outputs, final, _ = _execute(
-        neuron, like, steps, states, values, spike, detach_reset, carry, False, state_map, backend
+    call = _check(neuron, like, like.shape, states, values, spike, detach_reset, carry, False, state_map, backend)
+    if backend in kernels.MACHINES:
+        chosen = _choose(call, like)
+        assert isinstance(chosen, int)
+        result = _run_kernels(chosen, call, tuple(x.unsqueeze(0) for x in inputs))
+        return Result(result.output.squeeze(0), result.states)
+    outputs, final, _ = reference.run(
+        neuron,
+        [tuple(map(widened, inputs))],
+        tuple(reference.filled(state, like) for state in call.states),
+        call.p,
+        detach_reset=detach_reset,
+        carry=carry,
+        fresh=call.fresh,
+        trace=False,
+        state_map=state_map,
     )
     return Result(outputs[0].to(like.dtype), final)
 
 
-def _execute(
+# ---------------------------------------------------------------- backends
+
+
+def _choose(call: _Call, like: Tensor) -> int | str:
+    """The number of the kernels' plan, or why it is torch."""
+    if call.backend == "torch":
+        return "asked for"
+    wanted = call.backend
+    if wanted == "auto":
+        wanted = {"cpu": "cpu", "cuda": "cupy"}.get(like.device.type, "")
+        if not wanted:
+            return f"there are no kernels for device {like.device.type}"
+    found = _kernels_for(call, like, wanted)
+    if isinstance(found, str) and call.backend != "auto":
+        raise BackendUnavailable(f"{call.neuron.name}, backend={wanted!r}: {found}; or use backend='auto'")
+    return found
+
+
+def _kernels_for(call: _Call, like: Tensor, backend: str) -> int | str:
+    """The number of the plan with which ``backend`` can run this call, or why it cannot."""
+    machine = kernels.MACHINES[backend]
+    if like.device.type != machine.DEVICE:
+        return f"the input is on {like.device}, not on a {machine.DEVICE} device"
+    if call.state_map is not None:
+        return "state_map (state quantisation) is arbitrary code, which runs in torch"
+    if not isinstance(call.spike, Surrogate):
+        return "the spike function is your own code, which runs in torch; use a snn_ext.core.surrogate.Surrogate"
+    compiling = torch.compiler.is_compiling()
+    if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+        return "kernels have no torch.func transforms and no forward-mode derivatives"
+    if like.numel() == 0:
+        return "there is nothing to compute"
+    dtype = torch.float32 if like.dtype == torch.float16 else like.dtype
+    values = vars(call.p)
+    return kernels.plan_number(
+        call.neuron.handle,
+        call.spike.kind,
+        call.spike.structure,
+        call.spike.fires_at_threshold is not False,
+        call.spike.smooth,
+        tuple(name for name in call.neuron.value_names if isinstance(values[name], Tensor)),
+        call.detach_reset,
+        call.carry,
+        dtype,
+        call.trace,
+        backend,
+    )
+
+
+def _run_kernels(number: int, call: _Call, inputs: Tensors) -> Result:
+    dtype = inputs[0].dtype
+    if dtype == torch.float16:
+        inputs = tuple(map(widened, inputs))
+    states = call.states
+    if call.carry == "before_reset" and not call.fresh:
+        first = inputs[0].detach()[0]
+        full = tuple(reference.filled(state, first) for state in states)
+        states = reference.settle(call.neuron, full, call.neuron.fire(full, call.p), call.p, call.detach_reset)
+    values = vars(call.p)
+    found = [values[name] for name in call.neuron.value_names]
+    tensors = [value for value in found if isinstance(value, Tensor)]
+    numbers = [float(value) for value in found if not isinstance(value, Tensor)]
+    numbers += call.spike.scalars  # type: ignore[attr-defined]
+    output, *rest = op.run(number, inputs, states, tensors, numbers)
+    many = len(states)
+    return Result(output.to(dtype), tuple(rest[:many]), tuple(rest[many:]))
+
+
+# ---------------------------------------------------------------- checks
+
+
+class _Call(NamedTuple):
+    """A checked call: what every backend runs."""
+
+    neuron: Neuron
+    states: tuple[Tensor | float, ...]
+    p: Values
+    spike: Callable[[Tensor], Tensor]
+    fresh: bool
+    detach_reset: bool
+    carry: Carry
+    trace: bool
+    state_map: Callable[[Tensor], Tensor] | None
+    backend: str
+
+
+def _check(
     neuron: Neuron,
     like: Tensor,
-    steps: Iterable[Tensors],
+    shape: torch.Size,
     states: Sequence[Value | None] | None,
     values: Mapping[str, Value] | None,
     spike: Callable[[Tensor], Tensor],
@@ -140,8 +245,8 @@ def _execute(
     trace: bool,
     state_map: Callable[[Tensor], Tensor] | None,
     backend: str,
-) -> tuple[list[Tensor], Tensors, list[Tensors]]:
-    """Check everything but the inputs, choose a backend, run. ``like`` is a step of the input."""
+) -> _Call:
+    """Check everything but the inputs. ``shape`` is a step's; type and device are those of ``like``."""
     check_backend(backend)
     if carry not in _CARRIES:
         raise ValueError(f"carry must be 'after_reset' or 'before_reset', got {carry!r}")
@@ -152,26 +257,17 @@ def _execute(
     values = {} if values is None else values
     neuron.check_values(values)
     dtype = state_dtype(like)
-    ready = {name: _check_value(neuron, name, value, like, dtype) for name, value in values.items()}
+    ready = {name: _check_value(neuron, name, value, like, shape, dtype) for name, value in values.items()}
     given = (None,) * len(neuron.states) if states is None else tuple(states)
     if len(given) != len(neuron.states):
         raise ValueError(
             f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
         )
     full = tuple(
-        _check_state(neuron, name, state, like, dtype) for name, state in zip(neuron.states, given, strict=True)
+        _check_state(neuron, name, state, like, shape, dtype) for name, state in zip(neuron.states, given, strict=True)
     )
-    return reference.run(
-        neuron,
-        steps,
-        full,
-        Values(**ready, spike=spike),
-        detach_reset=detach_reset,
-        carry=carry,
-        fresh=given[0] is None,
-        trace=trace,
-        state_map=state_map,
-    )
+    p = Values(**ready, spike=spike)
+    return _Call(neuron, full, p, spike, given[0] is None, detach_reset, carry, trace, state_map, backend)
 
 
 def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:
@@ -199,10 +295,9 @@ def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) 
     return inputs
 
 
-def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, dtype: torch.dtype) -> Any:
+def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, shape: torch.Size, dtype: torch.dtype) -> Any:
     if not isinstance(value, Tensor):
         return value
-    shape = like.shape
     if value.dim() > 0:
         lead = len(shape) - value.dim()
         if lead < 0 or any(have not in (1, want) for have, want in zip(value.shape, shape[lead:], strict=True)):
@@ -217,15 +312,16 @@ def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, dtype: t
     return value if value.dtype == dtype else value.to(dtype)
 
 
-def _check_state(neuron: Neuron, name: str, state: Value | None, like: Tensor, dtype: torch.dtype) -> Tensor:
+def _check_state(
+    neuron: Neuron, name: str, state: Value | None, like: Tensor, shape: torch.Size, dtype: torch.dtype
+) -> Tensor | float:
     if not isinstance(state, Tensor):
         if not isinstance(state, int | float | None):
             raise TypeError(f"{neuron.name}: state {name} must be a tensor or a number, got {type(state).__name__}")
-        # With the strides of the input, so that a channels-last input keeps them.
-        return torch.full_like(like, 0.0 if state is None else float(state), dtype=dtype)
-    if state.shape != like.shape:
+        return 0.0 if state is None else float(state)
+    if state.shape != shape:
         raise ValueError(
-            f"{neuron.name}: state {name} must have the shape of a step, {list(like.shape)}, got {list(state.shape)}; "
+            f"{neuron.name}: state {name} must have the shape of a step, {list(shape)}, got {list(state.shape)}; "
             "reset the module, or pass a state of that shape"
         )
     if state.device != like.device:

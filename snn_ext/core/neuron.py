@@ -13,7 +13,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from inspect import signature
+from itertools import count
 from typing import Any, ParamSpec, cast
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -22,6 +24,8 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 Tensors = tuple[Tensor, ...]
 Value = float | Tensor
 _Options = ParamSpec("_Options")
+_COUNT = count()
+_BY_HANDLE: WeakValueDictionary[int, Neuron] = WeakValueDictionary()
 
 
 class Values:
@@ -117,12 +121,23 @@ class Neuron:
     reset: Callable[[Tensors, Tensor, Any], Tensors]
     source: str
     recipe: tuple[Callable[..., Neuron], tuple[Any, ...]] | None = field(default=None, compare=False, repr=False)
+    handle: int = field(init=False, compare=False, repr=False)
+    """A number of this object in this process: what torch.compile can keep where it cannot keep an object."""
 
     def __reduce__(self) -> Any:
         # Equations are closures, which do not pickle: a neuron of a factory is remade by it.
         return self.recipe if self.recipe is not None else super().__reduce__()
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._register()
+
+    def _register(self) -> None:
+        object.__setattr__(self, "handle", next(_COUNT))
+        _BY_HANDLE[self.handle] = self
+
     def __post_init__(self) -> None:
+        self._register()
         names = [*self.inputs, *self.states, *self.value_names]
         if not self.inputs or not self.states:
             raise ValueError(f"{self.name}: needs at least one input and one state")
@@ -217,6 +232,11 @@ class Neuron:
             raise ValueError(f"{self.name}: a function {what}: {error}") from error
         if any(tensor._version != version for tensor, version in arguments):
             raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")
+
+
+def by_handle(handle: int) -> Neuron:
+    """The living neuron of this process with that ``handle``."""
+    return _BY_HANDLE[handle]
 
 
 def own_tensor(name: str, value: Any) -> Tensor:

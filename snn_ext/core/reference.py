@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from .neuron import Neuron, Tensors, Values
+from .neuron import Neuron, Tensors, Values, state_dtype, widened
 
 Carry = Literal["after_reset", "before_reset"]
 
@@ -86,6 +86,53 @@ def run(
         if trace:
             carried.append(states)
     return outputs, states, carried
+
+
+def run_sequence(
+    neuron: Neuron,
+    inputs: Tensors,
+    states: tuple[Tensor | float, ...],
+    p: Values,
+    *,
+    detach_reset: bool,
+    carry: Carry,
+    fresh: bool,
+    trace: bool,
+    state_map: Callable[[Tensor], Tensor] | None,
+) -> Result:
+    """:func:`run` over sequences ``[T, N, *]``, and its steps stacked.
+
+    Args:
+        neuron, p, detach_reset, carry, fresh, trace, state_map: as for :func:`run`.
+        inputs: one tensor per input of the neuron; half types are computed in float32.
+        states: tensors ``[N, *]``, or numbers to fill them with.
+    """
+    like = inputs[0]
+    first = like.detach()[0] if len(like) else like.new_empty(like.shape[1:])
+    outputs, final, carried = run(
+        neuron,
+        zip(*(widened(x).unbind(0) for x in inputs), strict=True),
+        tuple(filled(state, first) for state in states),
+        p,
+        detach_reset=detach_reset,
+        carry=carry,
+        fresh=fresh,
+        trace=trace,
+        state_map=state_map,
+    )
+    if not outputs:
+        empty = like.clone()
+        return Result(empty, final, (widened(empty),) * len(final) if trace else ())
+    return Result(
+        stack_like(outputs, like).to(like.dtype),
+        final,
+        tuple(stack_like(list(one), like) for one in zip(*carried, strict=True)),
+    )
+
+
+def filled(state: Tensor | float, like: Tensor) -> Tensor:
+    """A state given as a number, as a tensor like the step ``like``; strides too, for channels-last inputs."""
+    return state if isinstance(state, Tensor) else torch.full_like(like, state, dtype=state_dtype(like))
 
 
 def stack_like(steps: list[Tensor], like: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class _Kind:
     derivative: Callable[..., Tensor]
     primitive: Callable[..., Tensor]
     above: Mapping[str, float] = field(default_factory=dict)  # exclusive lower bounds; none by default
+    structure: frozenset[str] = frozenset()  # numbers that decide how many terms there are
 
 
 def _normal_density(x: Tensor, mean: float, deviation: float) -> Tensor:
@@ -44,6 +45,12 @@ def _normal_integral(x: Tensor, mean: float, deviation: float) -> Tensor:
 
 def _two_sided(x: Tensor, left: Tensor, right: Tensor) -> Tensor:
     return torch.where(x < 0, left, right)
+
+
+def _two_valued(where: Tensor, yes: float, no: float, x: Tensor) -> Tensor:
+    # Through ones: torch.where on two numbers would round them to float32, whatever x is.
+    one = torch.ones_like(x)
+    return torch.where(where, yes * one, no * one)
 
 
 def _logistic(x: Tensor, alpha: float) -> Tensor:
@@ -145,12 +152,12 @@ KINDS: Mapping[str, _Kind] = {
     # 1/(2w) inside: the slope of SpikingJelly's primitive, and its 2.0.0; its 0.0.0.0.14 computes 1/w.
     "piecewise_leaky_relu": _Kind(
         {"w": 1.0, "c": 0.01},
-        lambda x, w, c: torch.where(x.abs() < w, 1 / (2 * w), c).to(x.dtype),
+        lambda x, w, c: _two_valued(x.abs() < w, 1 / (2 * w), c, x),
         lambda x, w, c: x.clamp(-w, w) / (2 * w) + 0.5 + c * (x - x.clamp(-w, w)),
         above={"w": 0.0},
     ),
     "squarewave_fourier_series": _Kind(
-        {"n": 2, "T_period": 8.0}, _fourier, _fourier_primitive, above={"T_period": 0.0}
+        {"n": 2, "T_period": 8.0}, _fourier, _fourier_primitive, above={"T_period": 0.0}, structure=frozenset({"n"})
     ),
     "s2nn": _Kind(
         {"alpha": 4.0, "beta": 1.0},
@@ -165,7 +172,7 @@ KINDS: Mapping[str, _Kind] = {
     ),
     "leaky_k_relu": _Kind(
         {"leak": 0.0, "k": 1.0},
-        lambda x, leak, k: torch.where(x >= 0, k, leak).to(x.dtype),
+        lambda x, leak, k: _two_valued(x >= 0, k, leak, x),
         lambda x, leak, k: torch.where(x >= 0, k * x, leak * x),
     ),
     "fake_numerical_gradient": _Kind(
@@ -178,14 +185,14 @@ KINDS: Mapping[str, _Kind] = {
     ),
     "log_tailed_relu": _Kind(
         {"alpha": 0.0},
-        lambda x, alpha: torch.where(x <= 0, alpha, 1 / x.clamp_min(1)).to(x.dtype),
+        lambda x, alpha: torch.where(x <= 0, alpha, 1 / x.clamp_min(1)),
         lambda x, alpha: torch.where(x <= 0, alpha * x, x.clamp(0, 1) + torch.log(x.clamp_min(1))),
     ),
     "straight_through": _Kind({}, torch.ones_like, torch.clone),
     # snnTorch's "triangular" is a sign, not a triangle: +threshold below, -threshold above.
     "triangular": _Kind(
         {"threshold": 1.0},
-        lambda x, threshold: torch.where(x < 0, threshold, -threshold).to(x.dtype),
+        lambda x, threshold: _two_valued(x < 0, threshold, -threshold, x),
         lambda x, threshold: -threshold * x.abs(),
     ),
     "heaviside": _Kind({}, lambda x: (x > 0).to(x.dtype), torch.relu),
@@ -211,7 +218,9 @@ def _forward(x: Tensor, surrogate: Surrogate) -> Tensor:
     return surrogate.primitive(x) if surrogate.smooth else surrogate.step(x)
 
 
-class _Spike(torch.autograd.Function):
+class Spike(torch.autograd.Function):
+    """``Spike.apply(x, surrogate)``: the step (or primitive) forward, the derivative backward."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, surrogate: Surrogate) -> Tensor:
         ctx.save_for_backward(x)
@@ -229,7 +238,7 @@ class _TransformableSpike(torch.autograd.Function):
     # which takes longer than the step itself, so it serves only where it has to.
     generate_vmap_rule = True
     forward = staticmethod(_forward)
-    backward = staticmethod(_Spike.backward)
+    backward = staticmethod(Spike.backward)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Surrogate], output: Tensor) -> None:
@@ -289,12 +298,12 @@ class Surrogate:
             # A number that changes between compilations becomes a symbol. If the tracer meets it
             # inside one Function first, it does not find it in the next: meet it out here.
             _ = [value + 0 for _, value in self.numbers]
-            return _Spike.apply(x, self)
+            return Spike.apply(x, self)
         if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
             return _TransformableSpike.apply(x, self)
         if not (x.requires_grad and torch.is_grad_enabled()):
             return _forward(x, self)
-        return _Spike.apply(x, self)
+        return Spike.apply(x, self)
 
     def step(self, x: Tensor) -> Tensor:
         """The step itself, without a gradient."""
@@ -308,6 +317,18 @@ class Surrogate:
     def primitive(self, x: Tensor) -> Tensor:
         """A smooth ``G`` with ``G' = g`` (almost everywhere)."""
         return KINDS[self.kind].primitive(x, **dict(self.numbers))
+
+    @property
+    def structure(self) -> tuple[tuple[str, float], ...]:
+        """The numbers that decide how the expression looks; the others may change from call to call."""
+        fixed = KINDS[self.kind].structure
+        return tuple(pair for pair in self.numbers if pair[0] in fixed)
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """The values of the numbers that are not :attr:`structure`."""
+        fixed = KINDS[self.kind].structure
+        return tuple(value for name, value in self.numbers if name not in fixed)
 
     def with_rule(self, fires_at_threshold: bool) -> Surrogate:
         """The same function with the host's rule at the threshold, unless it has one already."""

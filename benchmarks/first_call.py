@@ -1,0 +1,28 @@
+"""Seconds of the first call of a process, on top of importing torch and the installed hosts.
+
+``python -m benchmarks.first_call BACKEND`` prints ``{import, call}`` as JSON.
+"""
+
+import importlib
+import json
+import sys
+import time
+
+import torch
+
+for host in ("snntorch", "spikingjelly.activation_based.neuron"):
+    if importlib.util.find_spec(host.partition(".")[0]):
+        importlib.import_module(host)
+
+start = time.perf_counter()
+from snn_ext import sequence  # noqa: E402
+from snn_ext.core import surrogate  # noqa: E402
+from snn_ext.neurons import CATALOGUE  # noqa: E402
+
+imported = time.perf_counter()
+entry = CATALOGUE["TC-LIF"]
+neuron = entry.make(**entry.options)
+values = {name: entry.values[name] for name in neuron.value_names}
+x = torch.ones(4, 16, requires_grad=True)
+sequence.run(neuron, x, values=values, spike=surrogate.atan(2.0), backend=sys.argv[1]).output.sum().backward()
+print(json.dumps({"import": imported - start, "call": time.perf_counter() - imported}))

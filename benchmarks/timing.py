@@ -1,0 +1,262 @@
+"""How things are timed: interleaved rounds, ratios within a round, the machine's own speed. POSIX only.
+
+Nothing here knows a neuron.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import math
+import os
+import platform
+import random
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from snn_ext.kernels import cpu
+
+Call = Callable[[], object]
+Round = dict[str, dict[str, float]]
+
+# Below this a call is repeated within its round, so that neither clock nor scheduler decides.
+_SHORTEST = 0.01
+
+# glibc gives pages back when a large tensor is freed, and the next one faults them in again.
+# "warm pages" keeps them, as an allocator with a cache does.
+ALLOCATORS: Mapping[str, Mapping[str, str]] = {
+    "default": {},
+    "warm pages": {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**34)},
+}
+
+
+class Spread(NamedTuple):
+    """Quartiles of a quantity over rounds, and the number of rounds."""
+
+    low: float
+    median: float
+    high: float
+    rounds: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """From values; one or two are their own quartiles."""
+        if len(values) < 3:
+            return cls(min(values), statistics.median(values), max(values), len(values))
+        low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(low, median, high, len(values))
+
+
+def interleaved(calls: Mapping[str, Call], rounds: int, budget: float, seed: int = 0) -> list[Round]:
+    """Time calls against each other: every round runs each once, in an order drawn afresh.
+
+    Args:
+        calls: what to time, by name.
+        rounds: how many rounds after the first, which warms up.
+        budget: seconds for one call over all rounds. One that has used them up leaves the rest out.
+        seed: of the orders.
+
+    Returns:
+        per round and name ``{wall, cpu, faults, calls}``: seconds of one call by the wall clock and
+        of all threads' processor time, minor page faults of one call, and how often it was called.
+    """
+    draw = random.Random(seed)
+    spent = dict.fromkeys(calls, 0.0)
+    repeats = dict.fromkeys(calls, 1)
+    measured: list[Round] = []
+    for number in range(rounds + 1):
+        order = [name for name in calls if number == 0 or spent[name] < budget]
+        draw.shuffle(order)
+        current: Round = {}
+        gc.collect()  # so that no call pays for another's garbage
+        for name in order:
+            n = repeats[name]
+            faults, cpu, wall = _faults(), time.process_time(), time.perf_counter()
+            for _ in range(n):
+                calls[name]()
+            wall, cpu, faults = time.perf_counter() - wall, time.process_time() - cpu, _faults() - faults
+            current[name] = {"wall": wall / n, "cpu": cpu / n, "faults": faults / n, "calls": n}
+            spent[name] += wall
+            # The first call pays for what is made once, so the second round decides as well.
+            repeats[name] = max(1, min(1000, math.ceil(_SHORTEST * n / wall))) if number < 2 else n
+        measured.append(current)
+    return measured
+
+
+def _faults() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+
+
+def seconds(rounds: Sequence[Round], name: str) -> Spread:
+    """Wall seconds of one call, without the first round where there is another."""
+    taken = [one[name]["wall"] for one in rounds[1:] if name in one] or [rounds[0][name]["wall"]]
+    return Spread.of(taken)
+
+
+def ratio(rounds: Sequence[Round], slow: str, fast: str) -> Spread:
+    """How many times as long ``slow`` takes as ``fast``: per round, where both are in it."""
+    pairs = [one[slow]["wall"] / one[fast]["wall"] for one in rounds[1:] if slow in one and fast in one]
+    if not pairs:  # one of them was left out after its first call: against the other's usual time
+        pairs = [seconds(rounds, slow).median / seconds(rounds, fast).median]
+    return Spread.of(pairs)
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides a figure."""
+    found = {"python": platform.python_version()}
+    for package in ("snn_ext", "torch", "numpy", "snntorch", "spikingjelly"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    try:
+        return found | {"compiler": cpu._compiler()[1].splitlines()[0]}
+    except cpu.NoCompiler:
+        return found | {"compiler": "none"}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, bytes of last-level cache (``None`` where the system does not say), memory."""
+    processor = platform.processor() or platform.machine()
+    for line in _lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            processor = line.split(":", 1)[1].strip()
+            break
+    caches = [_lines(path)[0] for path in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))]
+    units = {"K": 2**10, "M": 2**20}
+    return {
+        "system": platform.platform(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "last_level_cache": max((int(size[:-1]) * units[size[-1]] for size in caches), default=None),
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def quiet() -> dict[str, float | None]:
+    """How busy the machine is: load average of a minute, and the share of time that work waited."""
+    pressure = next((line for line in _lines("/proc/pressure/cpu") if line.startswith("some")), None)
+    waited = None if pressure is None else float(pressure.split("avg10=")[1].split()[0])
+    return {"load_average": os.getloadavg()[0], "pressure_avg10_percent": waited}
+
+
+def _lines(path: str | Path) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+_TRIAD = r"""
+extern "C" void triad(float* a, const float* b, const float* c, float s, long long n, int threads) {
+_Pragma("omp parallel for simd schedule(static) num_threads(threads)")
+for (long long i = 0; i < n; ++i) a[i] = b[i] + s * c[i];
+}
+extern "C" void copy(float* a, const float* b, long long n, int threads) {
+_Pragma("omp parallel for simd schedule(static) num_threads(threads)")
+for (long long i = 0; i < n; ++i) a[i] = b[i];
+}
+"""
+
+
+class Traffic(NamedTuple):
+    """A call, and the bytes that it reads and writes."""
+
+    call: Call
+    read: int
+    written: int
+
+    @property
+    def plain(self) -> int:
+        """Bytes counted once each."""
+        return self.read + self.written
+
+    @property
+    def allocating(self) -> int:
+        """Bytes with write-allocate: a line that is written is read first."""
+        return self.read + 2 * self.written
+
+
+def yardsticks(elements: int) -> dict[str, Traffic]:
+    """STREAM's triad and copy on float32 arrays of ``elements`` each, touched beforehand.
+
+    Raises:
+        RuntimeError: there is no compiler, or what it made computes something else.
+    """
+    # With the flags of the kernels; nothing among them makes the compiler use streaming stores.
+    with tempfile.TemporaryDirectory() as folder:
+        code = ctypes.CDLL(str(cpu._compile(cpu._compiler()[0], _TRIAD, Path(folder))))
+    a, b, c = (torch.empty(elements) for _ in range(3))
+    for array in (a, b, c):
+        cpu.prefer_huge_pages(array)  # as under the kernels' outputs
+        array.fill_(1)
+    address = [ctypes.c_void_p(array.data_ptr()) for array in (a, b, c)]
+    n, threads, s = ctypes.c_longlong(elements), torch.get_num_threads(), ctypes.c_float(0.5)
+
+    # b and c are held by these closures for as long as their addresses are used.
+    def triad(held: Any = (a, b, c)) -> None:
+        code.triad(*address, s, n, threads)
+
+    def copy(held: Any = (a, b)) -> None:
+        code.copy(*address[:2], n, threads)
+
+    triad()
+    if not bool((a == 1.5).all()):
+        raise RuntimeError("the triad computed something else")
+    return {"triad": Traffic(triad, 8 * elements, 4 * elements), "copy": Traffic(copy, 4 * elements, 4 * elements)}
+
+
+# ---------------------------------------------------------------- processes of their own
+
+
+def child(module: str, arguments: Sequence[str], job: Any, environment: Mapping[str, str]) -> Any:
+    """Run ``python -m module arguments`` with ``job`` as JSON on its input; the JSON of its last line.
+
+    The allocator is as glibc has it, unless ``environment`` says otherwise. What the child says
+    on its error stream is shown.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *arguments],
+        input=json.dumps(job),
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**inherited, **environment},
+        cwd=Path(__file__).parents[1],
+        check=False,
+    )
+    if done.returncode:
+        raise RuntimeError(f"python -m {module} {' '.join(arguments)} ended with status {done.returncode}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def peak_memory(call: Call) -> int | None:
+    """How many bytes the process grows at most while ``call`` runs; ``None`` where Linux does not tell.
+
+    Once in a process: what an earlier call freed, and the allocator kept, would not show.
+    """
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now
+    before = _status("VmRSS")
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    line = next(line for line in _lines("/proc/self/status") if line.startswith(name + ":"))
+    return int(line.split()[1]) * 1024

@@ -1,0 +1,229 @@
+"""The CPU backend: the kernel text through the machine's own C++ compiler.
+
+A kernel is compiled when it is first used and kept in a private folder of the user's cache
+(``SNN_EXT_CACHE``, else ``$XDG_CACHE_HOME/snn_ext``, else ``~/.cache/snn_ext``). The file's name holds
+the hash of what it was compiled from and by (text, flags, compiler, processor), and the hash of its
+content, so a stale or damaged file is never loaded. ``CXX`` chooses the compiler.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import hashlib
+import math
+import mmap
+import os
+import platform
+import shlex
+import shutil
+import stat
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import __version__
+
+DEVICE = "cpu"
+"""Type of the device whose tensors these kernels take."""
+WIDTH = 512
+"""Neighbouring elements that a CPU "thread" of the kernel owns, as vector lanes."""
+SEGMENT = 8
+"""Steps between two checkpoints."""
+BLOCK = 1
+"""Threads in a block: the grid counts them all."""
+
+_FLAGS = (
+    *("-x", "c++", "-std=c++17", "-O2", "-shared", "-fPIC", "-march=native"),
+    # No contraction: the reference rounds after each operation. The other two let comparisons become
+    # vector masks, as torch itself is built.
+    *("-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),
+    *("-Wno-unknown-pragmas", f"-DW={WIDTH}", f"-DK={SEGMENT}"),
+)
+# at::internal::GRAIN_SIZE: below it a second thread costs more than it does.
+_GRAIN = 32768
+
+
+class NoCompiler(RuntimeError):
+    """There is no working C++ compiler; the text says how to get one."""
+
+
+class Function:
+    """A kernel of a compiled text, called as CuPy calls its own: ``function(grid, block, arguments)``.
+
+    Args:
+        launch: the exported launcher.
+        signature: a letter per argument, ``q`` for pointers and integers, ``d`` for numbers.
+        work: which arguments multiply to the number of element-steps.
+    """
+
+    def __init__(self, launch: Any, signature: str, work: tuple[int, ...]) -> None:
+        self._launch, self._work = launch, work
+        self._pack = struct.Struct(signature).pack
+
+    def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[float, ...], device: torch.device) -> None:
+        """Run and return when done. The grid counts blocks of :data:`WIDTH` elements."""
+        work = math.prod(arguments[i] for i in self._work)
+        threads = 1 if work <= _GRAIN or _forked else torch.get_num_threads()
+        self._launch(grid[0], threads, self._pack(*arguments))
+
+
+def unavailable() -> str | None:
+    """Why kernels cannot be compiled here, or ``None`` if they can."""
+    if sys.platform == "win32":
+        return "compiled CPU kernels are not supported on Windows"
+    try:
+        _compiler()
+    except NoCompiler as error:
+        return str(error)
+    return None
+
+
+@cache
+def load(text: str, kernels: tuple[tuple[str, str, tuple[int, ...]], ...]) -> dict[str, Function]:
+    """Compile a kernel text, or take it from the cache.
+
+    Args:
+        text: from :mod:`snn_ext.kernels.generate`.
+        kernels: of each kernel in it the name, and the signature and work of :class:`Function`.
+
+    Raises:
+        NoCompiler: there is none that can build a shared library.
+        OSError: the cache folder cannot be used.
+    """
+    library = _library(text)
+    loaded = {}
+    for name, signature, work in kernels:
+        launch = getattr(library, f"launch_{name}")
+        launch.argtypes, launch.restype = (ctypes.c_longlong, ctypes.c_int, ctypes.c_char_p), None
+        loaded[name] = Function(launch, signature, work)
+    return loaded
+
+
+# ---------------------------------------------------------------- memory
+
+_HUGE = 1 << 25  # glibc takes blocks of 32 MiB and more from the system, fresh, every time
+_MADV_HUGEPAGE = 14
+
+
+def prefer_huge_pages(tensor: Tensor) -> None:
+    """Ask for huge pages under a large tensor that is about to be written.
+
+    Its pages are fresh, and at 4 KiB each the faults take longer than the kernel. Linux only.
+    """
+    size = tensor.nbytes
+    if size >= _HUGE and _libc is not None:
+        start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        end = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
+        _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)
+
+
+_libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+# ---------------------------------------------------------------- after a fork
+
+_forked = False
+
+
+def _after_fork() -> None:
+    # OpenMP's threads do not exist in the child, and it would wait for them for ever; a lock may have been
+    # held by another thread.
+    global _forked, _lock
+    _forked, _lock = True, threading.Lock()
+
+
+_lock = threading.Lock()
+os.register_at_fork(after_in_child=_after_fork)
+
+# ---------------------------------------------------------------- compiler and cache
+
+
+@cache
+def _compiler() -> tuple[tuple[str, ...], str]:
+    """The compiler's command, flags included, and what it says about itself."""
+    chosen = os.environ.get("CXX")
+    candidates = [shlex.split(chosen)] if chosen else [["g++"], ["clang++"], ["c++"]]
+    how = "install one (Debian and Ubuntu: apt install g++; macOS: xcode-select --install), or name it in CXX"
+    for command in candidates:
+        if command and shutil.which(command[0]):
+            about = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+            if about.returncode == 0:
+                return tuple(command), about.stdout
+    raise NoCompiler(f"no C++ compiler ({' or '.join(' '.join(command) for command in candidates)}); {how}")
+
+
+@cache
+def _processor() -> str:
+    """What decides which instructions ``-march=native`` may use: a shared cache serves many machines."""
+    features = ""
+    if os.path.exists("/proc/cpuinfo"):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        features = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    return f"{platform.machine()} {platform.processor()} {features}"
+
+
+def _folder() -> Path:
+    """The cache folder: made private, refused where somebody else could write into it."""
+    chosen = os.environ.get("SNN_EXT_CACHE")
+    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_ext"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"kernel cache {folder}: it must belong to you and be writable by nobody else (chmod 700), because code in "
+            "it is run; or set SNN_EXT_CACHE to another folder"
+        )
+    return folder
+
+
+def _library(text: str) -> ctypes.CDLL:
+    command, about = _compiler()
+    key = hashlib.sha256("\0".join([__version__, text, *command, *_FLAGS, about, _processor()]).encode()).hexdigest()[
+        :32
+    ]
+    folder = _folder()
+    with _lock, _locked(folder / f"{key}.lock"):
+        for file in folder.glob(f"{key}-*.so"):
+            if file.stem == f"{key}-{_hash(file)}":
+                return ctypes.CDLL(str(file))
+            file.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            built = _compile(command, text, Path(scratch))
+            file = folder / f"{key}-{_hash(built)}.so"
+            os.replace(built, file)
+        return ctypes.CDLL(str(file))
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+def _compile(command: Sequence[str], text: str, scratch: Path) -> Path:
+    source, built = scratch / "kernel.cpp", scratch / "kernel.so"
+    source.write_text(text)
+    errors = ""
+    for openmp in ("-fopenmp", "-fopenmp-simd"):  # not every compiler has the threads
+        arguments = [*command, *_FLAGS, openmp, str(source), "-o", str(built)]
+        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+        if done.returncode == 0:
+            return built
+        errors += f"$ {shlex.join(arguments)}\n{done.stderr}\n"
+    raise NoCompiler(f"the C++ compiler could not build a kernel:\n{errors}")
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """One process at a time; the others find the result in the cache."""
+    with open(file, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield

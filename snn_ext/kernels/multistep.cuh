@@ -1,0 +1,280 @@
+// A neuron over time: the loop, the checkpoints and the adjoint, around functions of one element that
+// are generated from the neuron's equations. One text for NVRTC (a GPU thread owns one element) and for
+// g++ or clang++ (a "thread" owns W neighbouring elements, which become vector lanes).
+//
+// In front of this text stand the lists INPUTS, STATES, TENSORS, NUMBERS, LEARNED (names, for the macros
+// below), SHARED (values alike for all elements), real (type of the arithmetic), IO (type of inputs and outputs), and K (steps per checkpoint).
+// Elements lie in rows: element n of step t is at [t * row + n]. A row of 0 repeats one step.
+
+// ---------------------------------------------------------------- two kinds of machine
+typedef long long ll;
+#if defined(__CUDACC__) || defined(__CUDACC_RTC__)
+  #define DEV static __device__ __forceinline__
+  #define KERNEL extern "C" __global__ void
+  #define W 1
+  #define LANES(j) for (int j = 0; j < 1; ++j)
+  #define EACH_STEP _Pragma("unroll")
+  // K loads are issued before the first is used: a GPU hides latency with loads in flight.
+  #define FETCH(...) __VA_ARGS__
+  #define FETCHED(fetched, direct) fetched
+  #define HINT(pointer, writing)
+#else
+  #define DEV static inline __attribute__((always_inline))
+  #define KERNEL static void
+  #define LANES(j) _Pragma("omp simd") for (int j = 0; j < m; ++j)
+  #define EACH_STEP
+  #define FETCH(...)
+  #define FETCHED(fetched, direct) direct
+  // The next row lies N elements on, which no hardware prefetcher guesses.
+  #define HINT(pointer, writing) for (int j = 0; j < m; j += 64 / (int)sizeof(*(pointer))) __builtin_prefetch((pointer) + j, writing, 3);
+  struct Index { unsigned x, y; };
+  static thread_local Index blockIdx, threadIdx;
+  static const Index blockDim = {1, 1};
+  DEV float __uint_as_float(unsigned u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
+  DEV unsigned __float_as_uint(float f) { unsigned u; __builtin_memcpy(&u, &f, 4); return u; }
+  DEV float rintf(float a) { return __builtin_rintf(a); }
+  DEV double rint(double a) { return __builtin_rint(a); }
+  #define BUILTIN(name) \
+    DEV float name##f(float a) { return __builtin_##name##f(a); } \
+    DEV double name(double a) { return __builtin_##name(a); }
+  BUILTIN(fabs) BUILTIN(trunc) BUILTIN(floor) BUILTIN(ceil) BUILTIN(sqrt) BUILTIN(exp) BUILTIN(log) BUILTIN(log1p)
+  BUILTIN(expm1) BUILTIN(sin) BUILTIN(cos) BUILTIN(atan) BUILTIN(tanh) BUILTIN(erf)
+  DEV float powf(float a, float b) { return __builtin_powf(a, b); }
+  DEV double pow(double a, double b) { return __builtin_pow(a, b); }
+#endif
+#define INFINITE (1e300 * 1e300)
+#define NOT_A_NUMBER (INFINITE - INFINITE)
+
+struct bf16 { unsigned short bits; };  // storage only
+DEV float ld(const float* p) { return *p; }
+DEV double ld(const double* p) { return *p; }
+DEV float ld(const bf16* p) { return __uint_as_float((unsigned)p->bits << 16); }
+DEV void st(float* p, float v) { *p = v; }
+DEV void st(double* p, double v) { *p = v; }
+DEV void st(bf16* p, float v) {  // to nearest, ties to even; a NaN must not round to infinity
+  const unsigned u = __float_as_uint(v);
+  const unsigned rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  p->bits = (unsigned short)((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc0u : rounded);
+}
+
+// ---------------------------------------------------------------- functions the equations may use
+#define BOTH(name, function) \
+  DEV float name(float a) { return function##f(a); } \
+  DEV double name(double a) { return function(a); }
+BOTH(abs_, fabs) BOTH(trunc_, trunc) BOTH(floor_, floor) BOTH(ceil_, ceil) BOTH(rint_, rint) BOTH(sqrt_, sqrt)
+BOTH(log_, log) BOTH(log1p_, log1p) BOTH(expm1_, expm1) BOTH(sin_, sin) BOTH(cos_, cos) BOTH(atan_, atan) BOTH(tanh_, tanh)
+BOTH(erf_, erf)
+DEV float pow_(float a, float b) { return powf(a, b); }
+DEV double pow_(double a, double b) { return pow(a, b); }
+template <class T> DEV T minimum_(T a, T b) { return a < b || a != a ? a : b; }
+template <class T> DEV T maximum_(T a, T b) { return a > b || a != a ? a : b; }
+template <class T> DEV T clamp_(T a, T low, T high) {
+  const T raised = a < low ? low : a;
+  return raised > high ? high : raised;
+}
+DEV double exp_(double a) { return exp(a); }
+DEV float exp_(float a) {
+  // 2^n times a polynomial in the rest: libm's is not vectorised, and a GPU's rounds differently.
+  const float c = a < -104.0f ? -104.0f : a > 89.0f ? 89.0f : a;
+  const float n = rintf(c * 1.44269504f);
+  const float r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
+  float y = 1.9875691500e-4f;
+  y = y * r + 1.3981999507e-3f;
+  y = y * r + 8.3334519073e-3f;
+  y = y * r + 4.1665795894e-2f;
+  y = y * r + 1.6666665459e-1f;
+  y = y * r + 5.0000001201e-1f;
+  y = y * (r * r) + r + 1.0f;
+  // In two factors, so that subnormal results come out.
+  const int half = (int)n / 2, rest = (int)n - half;
+  y = y * __uint_as_float((unsigned)(half + 127) << 23) * __uint_as_float((unsigned)(rest + 127) << 23);
+  return a != a ? a : y;
+}
+
+// ---------------------------------------------------------------- the equations
+//@EQUATIONS@
+
+// ---------------------------------------------------------------- the loop
+#define HERE \
+  const ll n = ((ll)blockIdx.x * blockDim.x + threadIdx.x) * W; \
+  if (n >= N) return; \
+  const int m = N - n < W ? (int)(N - n) : W; (void)m;
+#define INPUT_ARGUMENT(x) const IO* __restrict__ in_##x, ll row_##x,
+#define STATE_ARGUMENT(u) const real* __restrict__ from_##u, double fill_##u,
+#define TENSOR_ARGUMENT(p) const real* __restrict__ tensor_##p, ll each_##p,
+#define NUMBER_ARGUMENT(c) , double c
+#define TENSOR_LANES(p) real lanes_##p[W];
+#define LOAD_TENSOR_LANES(p) lanes_##p[j] = tensor_##p[each_##p * (n + j)];
+#define LOAD_TENSOR(p) const real p_##p = lanes_##p[j];
+#define FETCH_INPUT(x) real fetched_##x[K][W]; EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) LANES(j) \
+    fetched_##x[i][j] = ld(in_##x + (t0 + i) * row_##x + n + j);
+#define LOAD_INPUT(x) const real x_##x = FETCHED(fetched_##x[i][j], ld(in_##x + (t0 + i) * row_##x + n + j));
+#define STATE_RESULTS(u) real h_##u, n_##u;
+#define COUNT(u) 1 +
+
+#define HINT_INPUT(x) HINT(in_##x + (t0 + i + 1) * row_##x + n, 0)
+
+#ifdef FORWARD
+// The output, the final states, the states every K steps for backward() unless `checkpoints` is null, and
+// with TRACE the carried states of every step.
+#define FINAL_ARGUMENT(u) real* __restrict__ final_##u,
+#define STATE_LANES(u) real lanes_##u[W];
+#define LOAD_INITIAL(u) lanes_##u[j] = from_##u ? from_##u[n + j] : (real)fill_##u;
+#define SAVE_CHECKPOINT(u) LANES(j) checkpoint[j] = lanes_##u[j]; checkpoint += N;
+#define LOAD_STATE(u) const real u_##u = lanes_##u[j];
+#if BEFORE_RESET
+  #define CARRIED(u) h_##u
+  #define STORE_STATE(u) lanes_##u[j] = last ? h_##u : n_##u;
+#else
+  #define CARRIED(u) n_##u
+  #define STORE_STATE(u) lanes_##u[j] = n_##u;
+#endif
+#if TRACE
+  #define TRACE_ARGUMENT(u) real* __restrict__ trace_##u,
+  #define STORE_TRACE(u) trace_##u[o] = CARRIED(u);
+#else
+  #define TRACE_ARGUMENT(u)
+  #define STORE_TRACE(u)
+#endif
+#define STORE_FINAL(u) final_##u[n + j] = lanes_##u[j];
+
+KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGUMENT) IO* __restrict__ out,
+               STATES(FINAL_ARGUMENT) STATES(TRACE_ARGUMENT) real* __restrict__ checkpoints, ll T, ll N
+               NUMBERS(NUMBER_ARGUMENT)) {
+  HERE
+  SHARED
+  STATES(STATE_LANES) TENSORS(TENSOR_LANES)
+  LANES(j) { STATES(LOAD_INITIAL) TENSORS(LOAD_TENSOR_LANES) }
+  for (ll t0 = 0; t0 < T; t0 += K) {
+    FETCH(INPUTS(FETCH_INPUT))
+    if (checkpoints && t0) {
+      real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (STATES(COUNT) 0) * N + n;
+      STATES(SAVE_CHECKPOINT)
+    }
+    EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) {
+      INPUTS(HINT_INPUT) HINT(out + (t0 + i + 1) * N + n, 1)
+      const bool last = t0 + i == T - 1; (void)last;
+      LANES(j) {
+        const ll o = (t0 + i) * N + n + j;
+        INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR)
+        real s; STATES(STATE_RESULTS)
+        STEP;
+        st(out + o, s);
+        STATES(STORE_TRACE) STATES(STORE_STATE)
+      }
+    }
+  }
+  LANES(j) { STATES(STORE_FINAL) }
+}
+#endif
+
+#ifdef BACKWARD
+// The gradients of the inputs, of the initial states where `grad_from_*` is not null, and of every learned
+// tensor per element. Segments of K steps from the end: replay the states from a checkpoint, then the
+// gradients of the steps in turn.
+#define GRAD_INPUT_ARGUMENT(x) IO* __restrict__ grad_##x, ll row_grad_##x,
+#define GRAD_STATE_ARGUMENT(u) const real* __restrict__ grad_final_##u, real* __restrict__ grad_from_##u,
+#define GRAD_TENSOR_ARGUMENT(p) real* __restrict__ grad_##p,
+#if TRACE
+  #define GRAD_TRACE_ARGUMENT(u) const real* __restrict__ grad_trace_##u, ll row_trace_##u,
+#else
+  #define GRAD_TRACE_ARGUMENT(u)
+#endif
+#define STATE_LANES(u) real at_##u[K][W], lanes_g_##u[W];
+#define LEARNED_LANES(p) real lanes_gp_##p[W];
+#define LOAD_GRAD_FINAL(u) lanes_g_##u[j] = grad_final_##u ? grad_final_##u[n + j] : (real)0;
+#define LOAD_GRAD_TRACE_LAST(u) lanes_g_##u[j] += grad_trace_##u[(T - 1) * row_trace_##u + n + j];
+#define ZERO_LEARNED(p) lanes_gp_##p[j] = 0;
+#define LOAD_INITIAL(u) at_##u[0][j] = from_##u ? from_##u[n + j] : (real)fill_##u;
+#define LOAD_CHECKPOINT(u) LANES(j) at_##u[0][j] = checkpoint[j]; checkpoint += N;
+#define LOAD_STATE(u) const real u_##u = at_##u[i][j];
+#define STORE_STATE(u) at_##u[i + 1][j] = n_##u;
+#define LOAD_GRAD_STATE(u) const real g_##u = lanes_g_##u[j];
+#define STORE_GRAD_STATE(u) lanes_g_##u[j] = to_g_##u;
+#define GRAD_STATE_RESULTS(u) real to_g_##u;
+#define GRAD_INPUT_RESULTS(x) real to_gx_##x;
+#define GRAD_TENSOR_RESULTS(p) real to_gp_##p;
+#define STORE_GRAD_INPUT(x) st(grad_##x + (t0 + i) * row_grad_##x + n + j, to_gx_##x);
+#define ADD_LEARNED(p) lanes_gp_##p[j] += to_gp_##p;
+#define HINT_GRAD_INPUT(x) HINT(grad_##x + (t0 + i - 1) * row_grad_##x + n, 1) HINT(in_##x + (t0 - 1 - i) * row_##x + n, 0)
+#define STORE_GRAD_FROM(u) if (grad_from_##u) LANES(j) grad_from_##u[n + j] = lanes_g_##u[j];
+#define STORE_LEARNED(p) LANES(j) grad_##p[n + j] = lanes_gp_##p[j];
+#if TRACE && BEFORE_RESET
+  #define LOAD_GRAD_TRACE(u) const real q_##u = grad_trace_##u[(t0 + i) * row_trace_##u + n + j];
+#elif TRACE
+  #define LOAD_GRAD_TRACE(u) const real q_##u = t0 + i ? grad_trace_##u[(t0 + i - 1) * row_trace_##u + n + j] : (real)0;
+#else
+  #define LOAD_GRAD_TRACE(u)
+#endif
+#define GRADIENT_LANES(GRADIENT) LANES(j) { \
+    INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR) STATES(LOAD_GRAD_STATE) STATES(LOAD_GRAD_TRACE) \
+    const real gs = FETCHED(fetched_gs[i][j], ld(grad_out + (t0 + i) * row_grad_out + n + j)); \
+    INPUTS(GRAD_INPUT_RESULTS) STATES(GRAD_STATE_RESULTS) LEARNED(GRAD_TENSOR_RESULTS) \
+    GRADIENT; \
+    INPUTS(STORE_GRAD_INPUT) STATES(STORE_GRAD_STATE) LEARNED(ADD_LEARNED) \
+  }
+
+KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGUMENT)
+                const real* __restrict__ checkpoints, const IO* __restrict__ grad_out, ll row_grad_out,
+                STATES(GRAD_TRACE_ARGUMENT) INPUTS(GRAD_INPUT_ARGUMENT) STATES(GRAD_STATE_ARGUMENT)
+                LEARNED(GRAD_TENSOR_ARGUMENT) ll T, ll N NUMBERS(NUMBER_ARGUMENT)) {
+  HERE
+  SHARED
+  STATES(STATE_LANES) TENSORS(TENSOR_LANES) LEARNED(LEARNED_LANES)
+  LANES(j) { STATES(LOAD_GRAD_FINAL) TENSORS(LOAD_TENSOR_LANES) LEARNED(ZERO_LEARNED) }
+#if TRACE
+  LANES(j) { STATES(LOAD_GRAD_TRACE_LAST) }
+#endif
+  for (ll t0 = (T - 1) / K * K; t0 >= 0; t0 -= K) {
+    FETCH(INPUTS(FETCH_INPUT) real fetched_gs[K][W]; EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) LANES(j)
+      fetched_gs[i][j] = ld(grad_out + (t0 + i) * row_grad_out + n + j);)
+    if (t0) {
+      const real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (STATES(COUNT) 0) * N + n;
+      STATES(LOAD_CHECKPOINT)
+    } else LANES(j) { STATES(LOAD_INITIAL) }
+    EACH_STEP for (int i = 0; i < K - 1; ++i) if (t0 + i + 1 < T) LANES(j) {
+      INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR)
+      real s; STATES(STATE_RESULTS)
+      STEP;
+      (void)s; STATES(STORE_STATE)
+    }
+    EACH_STEP for (int i = K - 1; i >= 0; --i) if (t0 + i < T) {
+      HINT(grad_out + (t0 + i - 1) * row_grad_out + n, 0) INPUTS(HINT_GRAD_INPUT)
+#if BEFORE_RESET
+      if (t0 + i == T - 1) { GRADIENT_LANES(LAST_STEP_GRADIENT) } else
+#endif
+      { GRADIENT_LANES(STEP_GRADIENT) }
+    }
+  }
+  STATES(STORE_GRAD_FROM) LEARNED(STORE_LEARNED)
+}
+
+// One stage of a sum over rows, in place: element c becomes the sum of c, c + columns, c + 2 columns, ...
+// The order does not depend on threads or grid.
+KERNEL fold(real* __restrict__ data, ll count, ll N) {
+  HERE
+  for (ll from = N; from < count; from += N) LANES(j) if (from + n + j < count) data[n + j] += data[from + n + j];
+}
+#endif
+
+#if !defined(__CUDACC__) && !defined(__CUDACC_RTC__)
+// Launch a kernel over a grid as the CUDA driver would; every argument occupies 8 bytes.
+template <int... I> struct Indices {};
+template <int n, int... I> struct Count : Count<n - 1, n - 1, I...> {};
+template <int... I> struct Count<0, I...> { typedef Indices<I...> type; };
+template <class... A, int... I> static void call(void (*kernel)(A...), const char* arguments, Indices<I...>) {
+  kernel(*(const A*)(arguments + 8 * I)...);
+}
+template <class... A> static void launch(void (*kernel)(A...), ll grid, int threads, const char* arguments) {
+  if (threads > grid) threads = (int)grid;
+  #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
+  for (ll b = 0; b < grid; ++b) { blockIdx.x = (unsigned)b; call(kernel, arguments, typename Count<sizeof...(A)>::type()); }
+}
+#define LAUNCH(name) extern "C" void launch_##name(ll grid, int threads, const char* arguments) { launch(name, grid, threads, arguments); }
+#ifdef FORWARD
+LAUNCH(forward)
+#endif
+#ifdef BACKWARD
+LAUNCH(backward) LAUNCH(fold)
+#endif
+#endif

@@ -1,0 +1,413 @@
+"""From a neuron's torch functions to a graph of scalar operations.
+
+One step, and the gradient that autograd computes for it, are run once on small tensors while a
+dispatch mode writes down every operation. Tensors stand for what differs between elements;
+0-dimensional float64 tensors stand for Python numbers, because torch then rounds where it
+rounds for numbers: arithmetic among them in double precision, and to the element type where
+they meet one. So the graph holds the operations of the reference, in its order.
+
+What cannot become a kernel is refused by name: an operation without C code, a number read out of
+a tensor, a tensor that came from outside, a value that depends on dtype or shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ..core.neuron import Neuron, Tensors, Values
+from ..core.reference import Carry, settle
+from ..core.surrogate import KINDS, Spike, Surrogate
+
+Kind = Literal["real", "double", "bool"]
+"""What a C variable is: of the element type, a double, or a truth value."""
+
+
+class Unsupported(ValueError):
+    """A neuron or a spike function cannot become a kernel; the text says what stands in the way."""
+
+
+@dataclass(frozen=True, eq=False)
+class Node:
+    """One scalar operation, or an argument of the traced function.
+
+    Args:
+        op: its name in :data:`snn_ext.kernels.generate.EXPRESSIONS`, or ``"argument"``.
+        args: operands by the name that the operation's schema gives them.
+        kind: of the result.
+        uniform: the same for every element.
+        name: of the C variable, where it should have one.
+    """
+
+    op: str
+    args: Mapping[str, Node | float | bool]
+    kind: Kind
+    uniform: bool
+    name: str | None = None
+
+    def operands(self) -> Iterator[Node]:
+        """The operands that are nodes."""
+        return (value for value in self.args.values() if isinstance(value, Node))
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A traced function: results by name (None where there is no gradient), and chosen names.
+
+    ``names`` are names for intermediate nodes, for readable code.
+    """
+
+    results: Mapping[str, Node | None]
+    names: Mapping[Node, str]
+
+    def nodes(self) -> list[Node]:
+        """Every node a result needs, operands first."""
+        order: dict[Node, None] = {}
+
+        def visit(node: Node) -> None:
+            if node not in order:
+                for operand in node.operands():
+                    visit(operand)
+                order[node] = None
+
+        for result in self.results.values():
+            if isinstance(result, Node):
+                visit(result)
+        return list(order)
+
+    def shape(self) -> list[Any]:
+        """The graph without its types, to compare two traces."""
+        number = {node: i for i, node in enumerate(self.nodes())}
+
+        def ref(value: Any) -> Any:
+            return ("node", number[value]) if isinstance(value, Node) else repr(value)
+
+        rows: list[Any] = [
+            (node.op, node.name, sorted((key, ref(value)) for key, value in node.args.items())) for node in number
+        ]
+        return [*rows, [(name, ref(result)) for name, result in self.results.items()]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a kernel is generated for.
+
+    Args:
+        neuron: the equations.
+        kind: the surrogate's kind, see :data:`snn_ext.core.surrogate.KINDS`.
+        structure: its numbers that decide the shape of the expression; the others are arguments.
+        fires_at_threshold, smooth: as in :class:`~snn_ext.core.surrogate.Surrogate`.
+        tensors: names of the values that are tensors; the others are numbers.
+        detach_reset, carry: as in :func:`snn_ext.core.reference.run`.
+    """
+
+    neuron: Neuron
+    kind: str
+    structure: tuple[tuple[str, float], ...]
+    fires_at_threshold: bool
+    smooth: bool
+    tensors: tuple[str, ...]
+    detach_reset: bool
+    carry: Carry
+
+    @property
+    def numbers(self) -> tuple[str, ...]:
+        """Names of the neuron's values that are numbers."""
+        return tuple(name for name in self.neuron.value_names if name not in self.tensors)
+
+    @property
+    def spike_numbers(self) -> tuple[str, ...]:
+        """Names of the surrogate's numbers that are arguments of the kernel."""
+        return tuple(name for name in KINDS[self.kind].defaults if name not in dict(self.structure))
+
+
+# Operations that return a value unchanged.
+_SAME = {
+    "alias",
+    "clone",
+    "contiguous",
+    "detach",
+    "expand",
+    "lift_fresh",
+    "view",
+    "_unsafe_view",
+    "unsqueeze",
+    "squeeze",
+}
+_CONSTANTS: Mapping[str, Callable[[Mapping[str, Any]], float]] = {
+    "zeros_like": lambda _: 0.0,
+    "new_zeros": lambda _: 0.0,
+    "zeros": lambda _: 0.0,
+    "zero": lambda _: 0.0,
+    "ones_like": lambda _: 1.0,
+    "new_ones": lambda _: 1.0,
+    "ones": lambda _: 1.0,
+    "scalar_tensor": lambda args: args["s"],
+    "full": lambda args: args["fill_value"],
+    "full_like": lambda args: args["fill_value"],
+    "new_full": lambda args: args["fill_value"],
+}
+_OTHER_NAMES = {"__and__": "logical_and", "__or__": "logical_or", "__xor__": "logical_xor", "sgn": "sign"} | {
+    f"bitwise_{name}": f"logical_{name}" for name in ("and", "or", "xor", "not")
+}
+_POWERS = {0.5: "sqrt", 2: "square", 3: "cube", -1: "reciprocal", -0.5: "rsqrt", -2: "inverse_square"}
+_REFUSED = {
+    "_local_scalar_dense": "a number is read out of a tensor (a Python `if`, float(), int(), max() or .item() on it)",
+    "is_nonzero": "a number is read out of a tensor (a Python `if` on it)",
+    "equal": "a number is read out of a tensor (torch.equal)",
+}
+
+
+KnownOps = Mapping[str, tuple[str, ...]]
+"""Per operation with C code the names of its operands."""
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operation on the tensors it knows."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Torch would import its compiler, two seconds, to keep it away from a mode.
+        return False
+
+    def __init__(self, dtype: torch.dtype, size: int, known_ops: KnownOps) -> None:
+        super().__init__()
+        self.dtype, self.size, self.known_ops = dtype, size, known_ops
+        self.of: dict[int, Node] = {}
+        self.alive: list[Tensor] = []  # ids are only unique among living objects
+        self.names: dict[Node, str] = {}
+
+    def arguments(self, prefix: str, names: Iterable[str], uniform: bool = False) -> Tensors:
+        """New arguments of the traced function."""
+        shape, dtype = ((), torch.float64) if uniform else ((self.size,), self.dtype)
+        tensors = tuple(torch.full(shape, 0.5, dtype=dtype, requires_grad=not uniform) for _ in names)
+        for name, tensor in zip(names, tensors, strict=True):
+            self._set(tensor, Node("argument", {}, "double" if uniform else "real", uniform, prefix + name))
+        return tensors
+
+    def node(self, tensor: Tensor) -> Node:
+        if id(tensor) not in self.of:
+            raise Unsupported(
+                f"a tensor of shape {list(tensor.shape)} comes from outside the equations; make it a parameter of the "
+                "neuron"
+            )
+        return self.of[id(tensor)]
+
+    def name(self, prefix: str, names: Iterable[str], tensors: Iterable[Tensor]) -> None:
+        """Name intermediate results, for readable code."""
+        for name, tensor in zip(names, tensors, strict=True):
+            node = self.node(tensor)
+            if node.op != "argument":
+                self.names.setdefault(node, prefix + name)
+
+    def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
+        """What has been recorded, for these results."""
+        nodes = {name: None if tensor is None else self.node(tensor) for name, tensor in results.items()}
+        return Graph(nodes, dict(self.names))
+
+    def _set(self, tensor: Tensor, node: Node) -> None:
+        self.of[id(tensor)] = node
+        self.alive.append(tensor)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        schema = func._schema
+        op = schema.name.removeprefix("aten::")
+        if op in _REFUSED:
+            raise Unsupported(_REFUSED[op])
+        given = {argument.name: argument.default_value for argument in schema.arguments}
+        given |= dict(zip(given, args, strict=False)) | kwargs
+        in_place = schema.is_mutable
+        if in_place:
+            if not op.endswith("_"):
+                raise Unsupported(f"aten::{op} writes into its arguments")
+            op = op[:-1]
+            base = args[0]
+            shared = [t for t in self.alive if t is not base and t.data_ptr() == base.data_ptr()]
+            if any(id(t) in self.of for t in shared):
+                raise Unsupported(f"aten::{op}_ writes into a tensor that has another view")
+        op = _OTHER_NAMES.get(op, op)
+        result = func(*args, **kwargs)
+        if not isinstance(result, Tensor):
+            raise Unsupported(f"no kernel code for aten::{op}")
+        if op in _SAME or (op == "_to_copy" and result.dtype == args[0].dtype):
+            node = self.node(args[0])
+            if not result.shape == args[0].shape and not node.uniform:
+                raise Unsupported(f"aten::{op} changes a shape; the equations must be element-wise")
+        else:
+            node = self._operation(op, given, result)
+        if result.shape not in ((), (self.size,)):
+            raise Unsupported(f"aten::{op} makes a tensor of another shape; the equations must be element-wise")
+        self._set(result, node)
+        return result
+
+    def _operation(self, op: str, given: dict[str, Any], result: Tensor) -> Node:
+        kinds: dict[torch.dtype, Kind] = {torch.float64: "double", torch.bool: "bool", self.dtype: "real"}
+        uniform = result.dim() == 0
+        if result.dtype not in kinds:
+            raise Unsupported(f"aten::{op} makes {result.dtype}; kernels know the input's type, float64 and bool")
+        kind: Kind = "double" if uniform and result.dtype == torch.float64 else kinds[result.dtype]
+        if op in _CONSTANTS:
+            value = _CONSTANTS[op](given)
+            return self._make("constant", {"value": value}, kind, True)
+        if op == "_to_copy":
+            return self._make("cast", {"self": given["self"]}, kind, uniform)
+        if op == "copy":
+            return self._make("cast", {"self": given["src"]}, kind, uniform)
+        if op == "fill":
+            return self._make("cast", {"self": given["value"]}, kind, uniform)
+        if op == "pow" and isinstance(given["exponent"], int | float) and isinstance(given["self"], Tensor):
+            exponent = given["exponent"]
+            if exponent in (0, 1):
+                return self._make("cast", {"self": 1.0 if exponent == 0 else given["self"]}, kind, uniform)
+            if exponent in _POWERS:
+                return self._make(_POWERS[exponent], {"self": given["self"]}, kind, uniform)
+        if op == "clamp" and (given["min"] is None or given["max"] is None):
+            op = "clamp_max" if given["min"] is None else "clamp_min"
+        if op in ("add", "sub", "rsub") and given.pop("alpha", 1) != 1:
+            raise Unsupported(f"aten::{op} with alpha=; write the product out")
+        if given.get("rounding_mode") is not None:
+            op = f"{op}_{given['rounding_mode']}"
+        if op == "round" and given.pop("decimals", 0) != 0:
+            raise Unsupported("aten::round with decimals=")
+        if op not in self.known_ops:
+            raise Unsupported(f"no kernel code for aten::{op}")
+        wanted = self.known_ops[op]
+        return self._make(op, {name: given[name] for name in wanted}, kind, uniform)
+
+    def _make(self, op: str, args: dict[str, Any], kind: Kind, uniform: bool) -> Node:
+        nodes: dict[str, Node | float | bool] = {}
+        for name, value in args.items():
+            if isinstance(value, Tensor):
+                nodes[name] = self.node(value)
+            elif isinstance(value, bool | int | float):
+                nodes[name] = value
+            else:
+                raise Unsupported(f"aten::{op}: {name} is {value!r}")
+        uniform = uniform or all(node.uniform for node in nodes.values() if isinstance(node, Node))
+        return Node(op, nodes, kind, uniform)
+
+
+@dataclass
+class _Symbolic:
+    """A surrogate whose numbers are tensors, for :class:`snn_ext.core.surrogate.Spike`."""
+
+    surrogate: Surrogate
+    numbers: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.smooth, self.step = self.surrogate.smooth, self.surrogate.step
+
+    def derivative(self, x: Tensor) -> Tensor:
+        return KINDS[self.surrogate.kind].derivative(x, **self.numbers)
+
+    def primitive(self, x: Tensor) -> Tensor:
+        return KINDS[self.surrogate.kind].primitive(x, **self.numbers)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.surrogate.kind == "none" and not self.smooth:
+            return self.step(x)
+        return Spike.apply(x, self)
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """Which gradient of a step to trace.
+
+    Args:
+        learned: names of the tensor values that need a gradient.
+        trace: the carried states of every step have gradients of their own.
+        last: the last step of ``carry="before_reset"``, which has no reset.
+    """
+
+    learned: tuple[str, ...]
+    trace: bool = False
+    last: bool = False
+
+
+def step(request: Request, known_ops: KnownOps) -> Graph:
+    """Trace charge, fire, reset.
+
+    The arguments are named ``x_<input>``, ``u_<state>`` (before the step), ``p_<tensor>``,
+    ``c_<number>`` and ``a_<number of the surrogate>``; the results ``s``, ``h_<state>`` (charged) and
+    ``n_<state>`` (after reset).
+    """
+    return _traced(request, None, known_ops)
+
+
+def gradient(request: Request, which: Gradient, known_ops: KnownOps) -> Graph:
+    """Trace what autograd computes for one step.
+
+    Besides the arguments of :func:`step` it reads ``gs``, ``g_<state>`` (of the state after the step; of
+    the charged state where ``which.last``) and with ``which.trace`` ``q_<state>``: the gradient of the
+    carried state in the trace, of this step (before reset) or of the one before (after reset), which
+    autograd adds up first. The results are ``gx_<input>``, ``g_<state>`` (before the step) and
+    ``gp_<tensor>``.
+    """
+    return _traced(request, which, known_ops)
+
+
+def _traced(request: Request, which: Gradient | None, known_ops: KnownOps) -> Graph:
+    """Trace twice, in two types and shapes, and refuse what comes out differently."""
+    wide, graph = (
+        _trace_once(request, which, _Recorder(dtype, size, known_ops))
+        for dtype, size in ((torch.float64, 3), (torch.float32, 2))
+    )
+    if wide.shape() != graph.shape():
+        raise Unsupported("the equations compute something else for another dtype or shape; write them element-wise")
+    return graph
+
+
+def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -> Graph:
+    neuron = request.neuron
+    # Whatever mode the caller is in (no_grad, inference), this is a computation of its own.
+    with torch.inference_mode(False), torch.enable_grad():
+        inputs, states = recorder.arguments("x_", neuron.inputs), recorder.arguments("u_", neuron.states)
+        tensors = dict(zip(request.tensors, recorder.arguments("p_", request.tensors), strict=True))
+        numbers = dict(zip(request.numbers, recorder.arguments("c_", request.numbers, uniform=True), strict=True))
+        of_spike = recorder.arguments("a_", request.spike_numbers, uniform=True)
+        grad_s, grad_states, grad_trace = (
+            recorder.arguments("", ["gs"]),
+            recorder.arguments("g_", neuron.states),
+            recorder.arguments("q_", neuron.states),
+        )
+        surrogate = Surrogate(request.kind, request.structure, request.fires_at_threshold, request.smooth)
+        spike_numbers = dict(zip(request.spike_numbers, of_spike, strict=True)) | dict(request.structure)
+        p = Values(**tensors, **numbers, spike=_Symbolic(surrogate, spike_numbers))
+        with recorder:
+            charged = neuron.charge(inputs, states, p)
+            recorder.name("h_", neuron.states, charged)
+            output = neuron.fire(charged, p)
+            recorder.name("", ["s"], [output])
+            after = charged
+            if which is None or not which.last:
+                after = settle(neuron, charged, output, p, request.detach_reset)
+                recorder.name("n_", neuron.states, after)
+            if which is None:
+                return recorder.graph(
+                    {"s": output}
+                    | {f"h_{name}": state for name, state in zip(neuron.states, charged, strict=True)}
+                    | {f"n_{name}": state for name, state in zip(neuron.states, after, strict=True)}
+                )
+            outputs = [(output, grad_s[0]), *zip(after, grad_states, strict=True)]
+            if which.trace and not which.last:
+                extra = states if request.carry == "after_reset" else charged
+                outputs += zip(extra, grad_trace, strict=True)
+            wanted = {
+                **{f"gx_{name}": x for name, x in zip(neuron.inputs, inputs, strict=True)},
+                **{f"g_{name}": u for name, u in zip(neuron.states, states, strict=True)},
+                **{f"gp_{name}": tensors[name] for name in which.learned},
+            }
+            reached = [(tensor, grad) for tensor, grad in outputs if tensor.requires_grad]
+            grads = torch.autograd.grad(
+                [tensor for tensor, _ in reached],
+                list(wanted.values()),
+                [grad for _, grad in reached],
+                allow_unused=True,
+            )
+            return recorder.graph(dict(zip(wanted, grads, strict=True)))

@@ -1,0 +1,361 @@
+"""The speed command: its gate, its arithmetic, its targets, and a quick run end to end."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import __main__ as command_line
+from benchmarks import speed, timing
+from benchmarks.speed_cases import CASES, QUICK, SHAPES
+from snn_ext import sequence
+from snn_ext.kernels import cpu
+
+TARGETS = Path(speed.__file__).with_name("targets.json")
+MEASURE = {"rounds": 2, "budget": 20.0, "compile_seconds": 0.0}
+HERE = {"import": 0.0, "call": 0.0}
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The children's work in this process, so that a test can break something."""
+
+    def child(module, arguments, job, environment):
+        answer = speed.JOBS[arguments[0]](**json.loads(json.dumps(job))) if module == "benchmarks.speed" else HERE
+        return json.loads(json.dumps(answer))
+
+    monkeypatch.setattr(speed, "child", child)
+
+
+@pytest.fixture
+def ours(monkeypatch):
+    """Set what ``backend="cpu"`` returns: a function of its input, its values and the right output."""
+    right = sequence.run
+
+    def install(change):
+        def run(neuron, x, *, values, backend, **options):
+            result = right(neuron, x, values=values, backend="torch", **options)
+            return result._replace(output=change(x, values, result.output)) if backend == "cpu" else result
+
+        monkeypatch.setattr(sequence, "check_backend", lambda backend: backend)
+        monkeypatch.setattr(sequence, "run", run)
+        monkeypatch.setattr(speed, "kernel_only", lambda *args: {})  # there are none under this one
+
+    return install
+
+
+def flipped(x, values, output):
+    return torch.cat([1 - output.flatten()[:1], output.flatten()[1:]]).view_as(output)
+
+
+def zero_with_gradient(tensor, factor):
+    return factor * (tensor - tensor.detach())
+
+
+# Each as small as its bound allows to be seen.
+WRONG = {
+    "1 of 320 spikes differ": ("TC-LIF", flipped),
+    "gradient of x differs": ("TC-LIF", lambda x, values, s: s + zero_with_gradient(x, 1e-6)),
+    "gradient of beta1 differs": ("TC-LIF", lambda x, values, s: s + zero_with_gradient(values["beta1"], 1e-2)),
+    "gradient of beta2 differs": ("TC-LIF", lambda x, values, s: s + zero_with_gradient(values["beta2"], 1e-2)),
+    "gradient of x differs by": ("KLIF", lambda x, values, s: s + zero_with_gradient(x, 3e-6)),
+    "gradient of x differs by nan": ("LIF", lambda x, values, s: s + zero_with_gradient(x, math.nan)),
+}
+
+
+@pytest.mark.parametrize("said", WRONG)
+def test_a_wrong_number_is_named_and_nothing_is_timed(said, ours, in_process, monkeypatch, capsys):
+    name, change = WRONG[said]
+    ours(change)
+    monkeypatch.setattr(timing, "interleaved", lambda *args: pytest.fail("a wrong case was timed"))
+    red = speed.measure(CASES[name], QUICK[0], "cpu", **MEASURE)
+    assert len(red["red"]) >= 1 and all(text.startswith("ours: ") for text in red["red"])
+    assert any(said in text for text in red["red"]) and red["passes"] == {}
+    monkeypatch.setattr(speed, "overhead", lambda *args: {"columns": {}, "left_out": {}})
+    assert command_line.main(["speed", "--quick", "--cases", name]) == 1
+    printed = capsys.readouterr().out
+    assert "WRONG, not timed" in printed and said in printed
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_what_is_right_is_timed(name, ours):
+    ours(lambda x, values, output: output)
+    result = speed.measure(CASES[name], QUICK[0], "cpu", **MEASURE)
+    assert result["red"] == [] and "ours" not in result["left_out"]
+    assert {"ours", *CASES[name].hosts} < result["passes"]["forward+backward"]["seconds"].keys()
+    # The hosts compute the same neuron: what is compared is speed.
+    assert set(result["spikes_differ"].values()) == {0.0}
+    assert 0.05 < result["spike_rate"] < 0.5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_loop_by_hand_is_checked_too(name, monkeypatch):
+    case = CASES[name]
+    monkeypatch.setitem(vars(case), "loop", lambda x, *learned, right=case.loop: right(x * 1.01, *learned))
+    red = speed.measure(case, QUICK[0], "torch", **MEASURE)["red"]
+    assert red and all(text.startswith("eager by hand: ") for text in red)
+
+
+def test_a_backend_that_cannot_run_is_listed_with_its_reason(in_process, monkeypatch, tmp_path, capsys):
+    check = sequence.check_backend
+
+    def refuse(backend):
+        if backend == "cpu":
+            raise sequence.BackendUnavailable("no compiler on Sundays")
+        return check(backend)
+
+    monkeypatch.setattr(sequence, "check_backend", refuse)
+    arguments = ["speed", "--quick", "--cases", "LIF", "--json", str(tmp_path / "deep" / "out.json")]
+    assert command_line.main(arguments) == 0
+    assert "left out: ours: no compiler on Sundays [LIF 10x4x8]" in capsys.readouterr().out
+    written = json.loads((tmp_path / "deep" / "out.json").read_text())
+    timed = written["runs"]["default"]["cases"][0]["passes"]["forward"]
+    assert "ours" not in timed["seconds"] and "eager by hand" in timed["seconds"]
+    assert written["first_call"] == {"left_out": "no compiler on Sundays"}
+    assert command_line.main([*arguments, "--check", str(TARGETS)]) == 1
+    assert "measured nothing" in capsys.readouterr().out
+
+
+def test_without_a_compiler_bandwidth_is_left_out(monkeypatch):
+    def none():
+        raise cpu.NoCompiler("no C++ compiler")
+
+    monkeypatch.setattr(cpu, "_compiler", none)
+    assert speed.measure(CASES["LIF"], QUICK[0], "torch", **MEASURE)["bandwidth"] == {"left_out": "no C++ compiler"}
+    assert timing.versions()["compiler"] == "none"
+
+
+# ---------------------------------------------------------------- arithmetic
+
+
+def rounds_of(**columns):
+    """Rounds from wall seconds per column; None where a column was left out."""
+    return [
+        {name: {"wall": wall} for name, wall in zip(columns, walls, strict=True) if wall is not None}
+        for walls in zip(*columns.values(), strict=True)
+    ]
+
+
+def test_ratios_are_taken_within_a_round_without_the_first():
+    # The machine is ten times slower in one round: the ratio of medians would be 3, not 2.
+    measured = rounds_of(slow=[99, 2, 30, 6], fast=[1, 1, 10, 3])
+    assert timing.ratio(measured, "slow", "fast") == (2, 2, 2.5, 3)
+    assert timing.ratio(measured, "fast", "slow").median == 0.5
+    assert timing.seconds(measured, "slow") == (4, 6, 18, 3)
+
+
+def test_a_column_that_left_is_compared_with_what_there_is():
+    measured = rounds_of(slow=[50, None, None], twice=[9, 8, None], fast=[4, 2, 2])
+    assert timing.ratio(measured, "slow", "fast") == (25, 25, 25, 1)
+    assert timing.ratio(measured, "twice", "fast") == (4, 4, 4, 1)
+    assert timing.seconds(measured, "slow") == (50, 50, 50, 1)
+
+
+def test_rounds_are_interleaved_and_slow_columns_leave(monkeypatch):
+    now, called = 0.0, []
+
+    def taking(name, wall):
+        def call():
+            nonlocal now
+            now += wall
+            called.append(name)
+
+        return call
+
+    clock = SimpleNamespace(perf_counter=lambda: now, process_time=lambda: 2 * now)
+    monkeypatch.setattr(timing, "time", clock)
+    calls = {name: taking(name, wall) for name, wall in (("quick", 2**-10), ("middle", 0.25), ("slow", 2.0))}
+    measured = timing.interleaved(calls, rounds=9, budget=3.0)
+    # The slow one leaves when it has used up its budget, not before.
+    assert [name for one in measured for name in one if name == "slow"] == ["slow"] * 2
+    assert all({"quick", "middle"} <= one.keys() for one in measured) and len(measured) == 10
+    # What is quick is repeated within a round; seconds are those of one call.
+    assert [one["quick"]["calls"] for one in measured] == [1] + [11] * 9
+    assert called.count("quick") == 100 and called.count("middle") == 10 and called.count("slow") == 2
+    for one in measured:
+        assert {name: sample["wall"] for name, sample in one.items()} == {
+            name: wall for name, wall in (("quick", 2**-10), ("middle", 0.25), ("slow", 2.0)) if name in one
+        }
+        assert all(sample["cpu"] == 2 * sample["wall"] for sample in one.values())
+    # Another order in another round.
+    assert len({tuple(one) for one in measured}) > 2
+
+
+def test_peak_memory_sees_what_was_freed_again():
+    torch.ones(2**26)  # an older, higher peak is not this call's
+    grown = timing.peak_memory(lambda: torch.ones(2**24).sum())
+    assert grown is None or 64e6 < grown < 80e6
+
+
+def test_a_training_step_of_the_loop_keeps_several_inputs():
+    times = speed.run_memory("TC-LIF", (64, 64, 512), "eager by hand", "torch", threads=1)
+    assert times is None or 5 < times < 20
+
+
+def test_the_yardstick_moves_what_it_says():
+    yards = timing.yardsticks(1000)
+    assert {name: (t.read, t.written) for name, t in yards.items()} == {"triad": (8000, 4000), "copy": (4000, 4000)}
+    assert (yards["triad"].plain, yards["triad"].allocating) == (12000, 16000)
+    for traffic in yards.values():
+        traffic.call()
+
+
+def test_kernels_alone_do_the_work_of_a_training_step():
+    case, shape = CASES["TC-LIF"], (20, 4, 8)
+    x, grad = speed.data(case, shape)
+    spikes, (grad_x, *_) = speed.step(case.sequence("torch"), x, grad)
+    kernels = speed.kernel_only(case, x, grad)
+    # x and spikes; two checkpoints and the final of two states. x, a gradient, checkpoints; a gradient, two partials.
+    moved = {name: (t.read, t.written) for name, t in kernels.items()}
+    assert moved == {"forward": (2560, 2560 + 512 + 256), "backward": (2 * 2560 + 512, 2560 + 256)}
+    for name, right in (("forward", spikes), ("backward", grad_x)):
+        local = kernels[name].call.args[0]
+        written = local["out"] if name == "forward" else local["grad_inputs"][0]
+        assert torch.equal(written, right)
+        written.fill_(math.nan)
+        kernels[name].call()
+        assert torch.equal(written, right)
+
+
+def test_kernel_shares_are_bytes_per_second_over_the_triads(monkeypatch):
+    wall = {"triad": 2.0, "copy": 1.0, "forward": 4.0}
+    monkeypatch.setattr(timing, "interleaved", lambda calls, *_: [{n: {"wall": wall[n]} for n in calls}] * 2)
+    # A kernel that moves as much as the triad in twice its time.
+    kernels = {"forward": timing.Traffic(lambda: None, 8 * 320, 4 * 320)}
+    share = speed.bandwidth(320, 1, kernels)["share"]["forward"]
+    assert {yard: at.median for yard, at in share.items()} == pytest.approx(
+        {"triad": 0.5, "triad_write_allocate": 0.5, "copy": 12 / 8 / 4, "copy_write_allocate": 16 / 12 / 4}
+    )
+
+
+# ---------------------------------------------------------------- targets
+
+
+def made_up(fast=1.0):
+    """Results of every case and shape: ours takes ``fast`` milliseconds, everything else 100."""
+
+    def timed(case):
+        columns = {name: (fast if name == "ours" else 100.0) / 1e3 for name in case.columns("cpu")}
+        rounds = [{n: {"wall": w, "cpu": w, "faults": 0, "calls": 1} for n, w in columns.items()}] * 2
+        ratios = {n: {"eager": [0.1 / w] * 3 + [1], "ours": [w * 1e3 / fast] * 3 + [1]} for n, w in columns.items()}
+        took = {name: [wall] * 3 + [1] for name, wall in columns.items()}
+        return {"eager": "eager by hand", "rounds": rounds, "seconds": took, "ratios": ratios, "floor_bytes": 8}
+
+    share = {kernel: {"triad": [0.8 / fast] * 3 + [1]} for kernel in ("forward", "backward")}
+    rates = {"array_bytes": 4, "gigabytes_per_second": {"triad": 40.0}, "share": share}
+    usual = {"spike_rate": 0.1, "red": [], "left_out": {}, "bandwidth": rates}
+    cases = [
+        {"neuron": case.name, "shape": shape, "passes": dict.fromkeys(speed.PASSES, timed(case)), **usual}
+        | {"spikes_differ": dict.fromkeys(case.columns("cpu"), 0.0)}
+        for case in CASES.values()
+        for shape in SHAPES
+    ]
+    run = {"cases": cases, "overhead": {"columns": {"sequence.run": [fast * 1e-4] * 3 + [1]}, "left_out": {}}}
+    grown = [{"name": c["neuron"], "shape": c["shape"], "column": "ours", "times_input": 3.0 * fast} for c in cases]
+    first = {"empty cache": {"import": 0.1, "call": 3.5 * fast}, "warm cache": {"import": 0.05, "call": 0.05 * fast}}
+    quiet = {"load_average": 0.0, "pressure_avg10_percent": None}
+    return {
+        "quick": False,
+        "settings": {"backend": "cpu", "threads": 1, "rounds": 1},
+        "versions": {"python": "3"},
+        "machine": {"processor": "made up", "cores": 1, "last_level_cache": None},
+        "quiet": {"before": quiet, "after": quiet},
+        "runs": dict.fromkeys(timing.ALLOCATORS, run),
+        "memory": grown,
+        "first_call": first,
+    }
+
+
+def checked(result, tmp_path, targets=TARGETS):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(result))
+    return command_line.main(["speed", "--read", str(path), "--check", str(targets)])
+
+
+def test_reached_targets_give_status_0(tmp_path, capsys):
+    assert checked(made_up(), tmp_path) == 0
+    printed = capsys.readouterr().out
+    count = len(json.loads(TARGETS.read_text())["targets"])
+    assert printed.count("reached ") == count and "SHORT" not in printed
+    assert "required >= 12 (stretch 16), measured 100, warm pages 100; bounded by: " in printed
+
+
+def test_every_target_falls_short_where_ours_is_slow(tmp_path, capsys):
+    assert checked(made_up(fast=60.0), tmp_path) == 1
+    assert "reached " not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("target", json.loads(TARGETS.read_text())["targets"], ids=lambda target: target["figure"])
+def test_one_target_that_falls_short_is_enough(target, tmp_path, capsys):
+    sense = -1 if "at_most" in target else 1
+    single = tmp_path / "targets.json"
+    measured, _ = speed.figures(made_up(), "default")[target["figure"]]
+    bound = "at_most" if sense < 0 else "at_least"
+    for factor, status in ((1, 0), (1 + 0.01 * sense, 1)):
+        changed = {"figure": target["figure"], bound: measured * factor}
+        single.write_text(json.dumps({"allocator": "default", "targets": [changed]}))
+        assert checked(made_up(), tmp_path, single) == status
+    assert "SHORT" in capsys.readouterr().out
+
+
+def test_the_gate_is_the_allocator_that_the_file_names(tmp_path):
+    result = made_up()
+    result["runs"]["default"] = made_up(fast=60.0)["runs"]["default"]
+    assert checked(result, tmp_path) == 1
+    warm = tmp_path / "warm.json"
+    warm.write_text(TARGETS.read_text().replace('"allocator": "default"', '"allocator": "warm pages"'))
+    assert checked(result, tmp_path, warm) == 0
+
+
+def test_losses_are_shown(capsys, tmp_path):
+    path = tmp_path / "result.json"
+    path.write_text(json.dumps(made_up(fast=400.0)))
+    assert command_line.main(["speed", "--read", str(path)]) == 0
+    assert "  ours                     |    400.000 0.25x (0.25-0.25)" in capsys.readouterr().out
+
+
+# ---------------------------------------------------------------- end to end
+
+
+@pytest.mark.parametrize("argument", [["--cases", "GLIF"], ["--shapes", "784"], ["--shapes", "0x4"], ["--rounds", "0"]])
+def test_bad_arguments_are_refused(argument, capsys):
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["speed", *argument])
+    assert left.value.code == 2 and "error: argument" in capsys.readouterr().err
+
+
+def test_end_to_end(tmp_path, capsys):
+    out = tmp_path / "result.json"
+    assert command_line.main(["speed", "--quick", "--backend", "torch", "--threads", "1", "--json", str(out)]) == 0
+    written = json.loads(out.read_text())
+    keys = ["quick", "settings", "versions", "machine", "quiet", "runs", "memory", "first_call"]
+    assert list(written) == keys and written["quick"] is True
+    assert written["settings"] == {"backend": "torch", "threads": 1, **MEASURE}
+    assert {"snn_ext", "torch", "snntorch", "spikingjelly", "compiler"} <= written["versions"].keys()
+    assert written["machine"]["cores"] >= 1 and written["quiet"].keys() == {"before", "after"}
+    assert list(written["runs"]) == ["default", "warm pages"]
+    for run in written["runs"].values():
+        assert [(case["neuron"], case["shape"]) for case in run["cases"]] == [(name, [10, 4, 8]) for name in CASES]
+        for case in run["cases"]:
+            columns = case["passes"]["forward"]["seconds"].keys()
+            assert columns == CASES[case["neuron"]].columns("torch").keys()
+            assert case["red"] == [] and list(case["left_out"]) == ["torch.compile"]
+            assert case["bandwidth"]["array_bytes"] == 4 * 320
+            for timed in case["passes"].values():
+                assert timed["eager"] in ("eager reference", "eager by hand")
+                assert len(timed["rounds"]) == 3 and all(one.keys() == columns for one in timed["rounds"])
+                sample = timed["rounds"][1]["ours"]
+                assert sample.keys() == {"wall", "cpu", "faults", "calls"} and sample["wall"] > 0
+                assert timed["ratios"][timed["eager"]]["eager"] == [1, 1, 1, 2]
+        faces = ["sequence.run", "SpikingJelly face", "snnTorch face", "eager by hand"]
+        assert list(run["overhead"]["columns"]) == faces and run["overhead"]["left_out"] == {}
+    assert list(written["first_call"]) == ["empty cache", "warm cache"]
+    assert all(0 < took["call"] < 60 for took in written["first_call"].values())
+    printed = capsys.readouterr().out
+    assert "QUICK" in printed and "snnTorch Leaky, x[t]" in printed and "left out: torch.compile" in printed
+    # What was written can be read, and says the same.
+    assert command_line.main(["speed", "--read", str(out)]) == 0
+    assert capsys.readouterr().out.strip() == printed.rpartition("results: ")[0].strip()
