@@ -23,6 +23,7 @@ from .kernels import op
 
 _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
+_KERNELS = {"cpu": "cpu", "cuda": "cupy"}  # by type of device
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -93,8 +94,8 @@ def run(
     like = inputs[0]
     call = _check(neuron, like, like.shape[1:], states, values, spike, detach_reset, carry, trace, state_map, backend)
     chosen = _choose(call, like)
-    if isinstance(chosen, int):
-        return _run_kernels(chosen, call, inputs)
+    if isinstance(chosen, int) and isinstance(spike, Surrogate):
+        return _run_kernels(chosen, call, spike, inputs)
     return reference.run_sequence(
         neuron,
         inputs,
@@ -128,10 +129,9 @@ def step(
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
     call = _check(neuron, like, like.shape, states, values, spike, detach_reset, carry, False, state_map, backend)
-    if backend in kernels.MACHINES:
-        chosen = _choose(call, like)
-        assert isinstance(chosen, int)
-        result = _run_kernels(chosen, call, tuple(x.unsqueeze(0) for x in inputs))
+    chosen = "" if backend in ("auto", "torch") else _choose(call, like)
+    if isinstance(chosen, int) and isinstance(spike, Surrogate):
+        result = _run_kernels(chosen, call, spike, tuple(x.unsqueeze(0) for x in inputs))
         return Result(result.output.squeeze(0), result.states)
     outputs, final, _ = reference.run(
         neuron,
@@ -156,12 +156,14 @@ def _choose(call: _Call, like: Tensor) -> int | str:
         return "asked for"
     wanted = call.backend
     if wanted == "auto":
-        wanted = {"cpu": "cpu", "cuda": "cupy"}.get(like.device.type, "")
+        wanted = _KERNELS.get(like.device.type, "")
         if not wanted:
             return f"there are no kernels for device {like.device.type}"
     found = _kernels_for(call, like, wanted)
     if isinstance(found, str) and call.backend != "auto":
         raise BackendUnavailable(f"{call.neuron.name}, backend={wanted!r}: {found}; or use backend='auto'")
+    if isinstance(found, int) and call.backend == "auto" and wanted == "cupy":
+        return kernels.self_check(like.device) or found
     return found
 
 
@@ -179,40 +181,37 @@ def _kernels_for(call: _Call, like: Tensor, backend: str) -> int | str:
         return "kernels have no torch.func transforms and no forward-mode derivatives"
     if like.numel() == 0:
         return "there is nothing to compute"
-    dtype = torch.float32 if like.dtype == torch.float16 else like.dtype
-    values = vars(call.p)
     return kernels.plan_number(
         call.neuron.handle,
         call.spike.kind,
         call.spike.structure,
         call.spike.fires_at_threshold is not False,
         call.spike.smooth,
-        tuple(name for name in call.neuron.value_names if isinstance(values[name], Tensor)),
+        call.tensors,
         call.detach_reset,
         call.carry,
-        dtype,
+        torch.float32 if like.dtype == torch.float16 else like.dtype,
         call.trace,
         backend,
     )
 
 
-def _run_kernels(number: int, call: _Call, inputs: Tensors) -> Result:
+def _run_kernels(number: int, call: _Call, spike: Surrogate, inputs: Tensors) -> Result:
     dtype = inputs[0].dtype
-    if dtype == torch.float16:
-        inputs = tuple(map(widened, inputs))
-    states = call.states
+    states, p = call.states, call.p
     if call.carry == "before_reset" and not call.fresh:
         first = inputs[0].detach()[0]
         full = tuple(reference.filled(state, first) for state in states)
-        states = reference.settle(call.neuron, full, call.neuron.fire(full, call.p), call.p, call.detach_reset)
-    values = vars(call.p)
-    found = [values[name] for name in call.neuron.value_names]
-    tensors = [value for value in found if isinstance(value, Tensor)]
-    numbers = [float(value) for value in found if not isinstance(value, Tensor)]
-    numbers += call.spike.scalars  # type: ignore[attr-defined]
-    output, *rest = op.run(number, inputs, states, tensors, numbers)
+        states = reference.settle(call.neuron, full, call.neuron.fire(full, p), p, call.detach_reset)
+    if dtype == torch.float16:
+        inputs = tuple(map(widened, inputs))
+    tensors = [getattr(p, name) for name in call.tensors]
+    numbers = [float(getattr(p, name)) for name in call.neuron.value_names if name not in call.tensors]
+    output, *rest = op.run(number, inputs, states, tensors, [*numbers, *spike.scalars])
+    if output.dtype != dtype:
+        output = output.to(dtype)
     many = len(states)
-    return Result(output.to(dtype), tuple(rest[:many]), tuple(rest[many:]))
+    return Result(output, tuple(rest[:many]), tuple(rest[many:]))
 
 
 # ---------------------------------------------------------------- checks
@@ -224,6 +223,7 @@ class _Call(NamedTuple):
     neuron: Neuron
     states: tuple[Tensor | float, ...]
     p: Values
+    tensors: tuple[str, ...]
     spike: Callable[[Tensor], Tensor]
     fresh: bool
     detach_reset: bool
@@ -257,17 +257,26 @@ def _check(
     values = {} if values is None else values
     neuron.check_values(values)
     dtype = state_dtype(like)
-    ready = {name: _check_value(neuron, name, value, like, shape, dtype) for name, value in values.items()}
+    p = Values(**values, spike=spike)
+    tensors = []
+    for name in neuron.value_names:
+        if isinstance(values[name], Tensor):
+            tensors.append(name)
+            setattr(p, name, _check_value(neuron, name, values[name], like, shape, dtype))
     given = (None,) * len(neuron.states) if states is None else tuple(states)
     if len(given) != len(neuron.states):
         raise ValueError(
             f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
         )
     full = tuple(
-        _check_state(neuron, name, state, like, shape, dtype) for name, state in zip(neuron.states, given, strict=True)
+        [
+            0.0 if state is None else _check_state(neuron, name, state, like, shape, dtype)
+            for name, state in zip(neuron.states, given, strict=True)
+        ]
     )
-    p = Values(**ready, spike=spike)
-    return _Call(neuron, full, p, spike, given[0] is None, detach_reset, carry, trace, state_map, backend)
+    return _Call(
+        neuron, full, p, tuple(tensors), spike, given[0] is None, detach_reset, carry, trace, state_map, backend
+    )
 
 
 def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:
@@ -305,10 +314,12 @@ def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, shape: t
                 f"{neuron.name}: {name} of shape {list(value.shape)} does not broadcast against a step of shape "
                 f"{list(shape)}; use [] per layer, [F] per neuron, [C, 1, 1] per channel"
             )
-        if value.device != like.device:
+    if value.device != like.device:
+        if value.dim() > 0 or value.device.type != "cpu":
             raise ValueError(
                 f"{neuron.name}: {name} is on {value.device}, the input on {like.device}; move one with .to()"
             )
+        value = value.to(like.device)  # as torch lets one number on the CPU meet a tensor anywhere
     return value if value.dtype == dtype else value.to(dtype)
 
 

@@ -1,5 +1,8 @@
 """Settings of the whole test run."""
 
+import os
+import tempfile
+
 import pytest
 import torch
 from hypothesis import settings
@@ -9,6 +12,13 @@ settings.register_profile("repeatable", derandomize=True, database=None, deadlin
 settings.load_profile("repeatable")
 
 torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Kernels are compiled anew in every run, into a folder of its own."""
+    folder = tempfile.TemporaryDirectory(prefix="snn_ext-")
+    os.environ["SNN_EXT_CACHE"] = folder.name
+    config.add_cleanup(folder.cleanup)
 
 
 @pytest.fixture(autouse=True)

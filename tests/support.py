@@ -1,4 +1,7 @@
-"""What the tests share: every neuron of the catalogue in every variant, with data to run it on."""
+"""What the tests share: every neuron of the catalogue in every variant, with data to run it on.
+
+The helpers run the torch reference unless another backend is asked for.
+"""
 
 from __future__ import annotations
 
@@ -127,16 +130,16 @@ def random_case(
 
 def run(case: Case, data: Data, spike: Any = None, **options: Any) -> Result:
     """The whole sequence at once."""
-    spike = spike or case.spike
-    return sequence.run(case.neuron, data.inputs, data.states, data.values, spike=spike, trace=True, **options)
+    options = {"spike": spike or case.spike, "trace": True, "backend": "torch", **options}
+    return sequence.run(case.neuron, data.inputs, data.states, data.values, **options)
 
 
 def run_steps(case: Case, data: Data, spike: Any = None, **options: Any) -> Result:
     """The same, step by step."""
-    spike, states = spike or case.spike, data.states
-    outputs, traces = [], []
+    states, outputs, traces = data.states, [], []
+    options = {"spike": spike or case.spike, "backend": "torch", **options}
     for now in zip(*(x.unbind(0) for x in data.inputs), strict=True):
-        result = sequence.step(case.neuron, now, states, data.values, spike=spike, **options)
+        result = sequence.step(case.neuron, now, states, data.values, **options)
         states = result.states
         outputs.append(result.output)
         traces.append(states)

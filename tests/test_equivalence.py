@@ -35,7 +35,7 @@ def test_every_neuron_of_the_catalogue_is_compared():
     assert ARGUMENTS.keys() == CATALOGUE.keys()
 
 
-def pair(name, reset, *, detach=False, decay_input=False, rule=True):
+def pair(name, reset, *, detach=False, decay_input=False, rule=True, backend="auto"):
     """The same neuron in both hosts, with one rule at the threshold and one surrogate."""
     entry = CATALOGUE[name]
     ours, theirs = (dict(arguments) for arguments in ARGUMENTS[name])
@@ -43,10 +43,15 @@ def pair(name, reset, *, detach=False, decay_input=False, rule=True):
         ours["decay_input"] = theirs["decay_input"] = decay_input
     spike = surrogate.Surrogate(entry.surrogate.kind, entry.surrogate.numbers, fires_at_threshold=rule)
     module = getattr(snntorch_face, entry.snntorch)(
-        **ours, spike_grad=spike, reset_mechanism=reset, detach_reset=detach, step_mode=False
+        **ours, spike_grad=spike, reset_mechanism=reset, detach_reset=detach, step_mode=False, backend=backend
     )
     node = getattr(spikingjelly_face, entry.spikingjelly)(
-        **theirs, surrogate_function=spike, v_reset=RESETS[reset][1], detach_reset=detach, step_mode="m"
+        **theirs,
+        surrogate_function=spike,
+        v_reset=RESETS[reset][1],
+        detach_reset=detach,
+        step_mode="m",
+        backend=backend,
     )
     return module, node
 
@@ -59,11 +64,8 @@ def core(name, reset, x, module, carry, detach=False):
     made = entry.make(**entry.options, **variant)
     values = {n: getattr(module, n) for n in ("beta", "k", "beta1", "beta2", "gamma") if hasattr(module, n)}
     values = {"v_threshold": 1.0, "v_reset": 0.0} | values
-    return (
-        made,
-        values,
-        sequence.run(made, x, None, values, spike=module.spike_grad, detach_reset=detach, carry=carry, trace=True),
-    )
+    options = {"detach_reset": detach, "carry": carry, "trace": True, "backend": "torch"}
+    return made, values, sequence.run(made, x, None, values, spike=module.spike_grad, **options)
 
 
 def random_input(seed=0, dyadic=False):
@@ -74,10 +76,12 @@ def random_input(seed=0, dyadic=False):
 
 @every_neuron
 @pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("rule", [True, False], ids=["fires at", "silent at"])
+@pytest.mark.parametrize(
+    ("rule", "backend"), [(True, "torch"), (False, "torch"), (True, "auto")], ids=["fires at", "silent at", "kernels"]
+)
 @pytest.mark.parametrize("dyadic", [True, False], ids=["dyadic", "random"])
-def test_both_hosts_and_the_core_agree_bit_for_bit(name, reset, rule, dyadic):
-    module, node = pair(name, reset, rule=rule)
+def test_both_hosts_and_the_core_agree_bit_for_bit(name, reset, rule, backend, dyadic):
+    module, node = pair(name, reset, rule=rule, backend=backend)
     x = random_input(dyadic=dyadic)
     spikes, *before = module(x)
     assert 0.02 < spikes.mean() < 0.98
@@ -105,10 +109,12 @@ def test_a_decayed_input_agrees_bit_for_bit_on_dyadic_data(name):
 
 
 @every_neuron
-@pytest.mark.parametrize("reset", RESETS)
-@pytest.mark.parametrize("detach", [True, False])
-def test_gradients_agree(name, reset, detach):
-    module, node = pair(name, reset, detach=detach)
+@pytest.mark.parametrize(
+    ("reset", "detach", "backend"),
+    [*((reset, detach, "torch") for reset in RESETS for detach in (True, False)), ("subtract", True, "auto")],
+)
+def test_gradients_agree(name, reset, detach, backend):
+    module, node = pair(name, reset, detach=detach, backend=backend)
     x1, x2 = (random_input().requires_grad_() for _ in range(2))
     weight = random_input(seed=1)
     (module(x1)[0] * weight).sum().backward()

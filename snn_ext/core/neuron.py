@@ -123,6 +123,8 @@ class Neuron:
     recipe: tuple[Callable[..., Neuron], tuple[Any, ...]] | None = field(default=None, compare=False, repr=False)
     handle: int = field(init=False, compare=False, repr=False)
     """A number of this object in this process: what torch.compile can keep where it cannot keep an object."""
+    value_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
+    """Names of all parameters, then all constants: what ``p`` must hold besides ``spike``."""
 
     def __reduce__(self) -> Any:
         # Equations are closures, which do not pickle: a neuron of a factory is remade by it.
@@ -138,6 +140,7 @@ class Neuron:
 
     def __post_init__(self) -> None:
         self._register()
+        object.__setattr__(self, "value_names", (*(one.name for one in self.parameters), *self.constants))
         names = [*self.inputs, *self.states, *self.value_names]
         if not self.inputs or not self.states:
             raise ValueError(f"{self.name}: needs at least one input and one state")
@@ -147,11 +150,6 @@ class Neuron:
         if len(set(names)) != len(names):
             raise ValueError(f"{self.name}: a name is used twice in {names}")
         self._try_functions()
-
-    @property
-    def value_names(self) -> tuple[str, ...]:
-        """Names of all parameters, then all constants: what ``p`` must hold besides ``spike``."""
-        return (*(parameter.name for parameter in self.parameters), *self.constants)
 
     def check_values(self, values: Mapping[str, Value]) -> None:
         """Refuse values that are missing, unknown, not finite or outside their domain.
@@ -164,29 +162,34 @@ class Neuron:
             TypeError: a value that is neither a number nor a tensor.
             ValueError: what was expected, what came.
         """
-        if values.keys() != set(self.value_names):
+        if len(values) != len(self.value_names) or any(name not in values for name in self.value_names):
             missing = sorted(set(self.value_names) - values.keys())
             unknown = sorted(values.keys() - set(self.value_names))
             raise ValueError(f"{self.name}: missing values {missing}, unknown values {unknown}")
         for parameter in self.parameters:
             self.check_value(parameter, values[parameter.name])
         for name in self.constants:
-            self.check_value(Parameter(name), values[name])
+            if not (type(values[name]) is float and math.isfinite(values[name])):  # nearly always it is
+                self.check_value(Parameter(name), values[name])
 
     def check_value(self, parameter: Parameter, value: Value) -> None:
         """Refuse one value, as :meth:`check_values`, that is not in the domain of ``parameter``."""
         if torch.compiler.is_compiling():
             return
-        if not isinstance(value, Tensor | int | float) or isinstance(value, bool):
+        if type(value) is float or type(value) is int:
+            low = high = float(value)
+        elif not isinstance(value, Tensor | int | float) or isinstance(value, bool):
             raise TypeError(f"{self.name}: {parameter.name} must be a number or a tensor, got {type(value).__name__}")
-        if isinstance(value, Tensor):
+        elif isinstance(value, Tensor):
             if value.device.type != "cpu" or value.numel() == 0:
                 return
             # Under torch.func the numbers are inside one wrapper per transform.
             while is_functorch_wrapped_tensor(value):
                 value = get_unwrapped(value)
-            value = value.detach()
-            low, high = [value.item()] * 2 if value.dim() == 0 else [end.item() for end in torch.aminmax(value)]
+            if value.dim() == 0:
+                low = high = value.item()
+            else:
+                low, high = (end.item() for end in torch.aminmax(value.detach()))
         else:
             low = high = float(value)
         if not parameter.contains(low, high):

@@ -8,35 +8,51 @@ differentiable operation of it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 from ..core import neuron as neurons
 from ..core.reference import Carry
-from . import cpu, cuda, op
+from . import check, cpu, cuda, op
 from .trace import Request, Unsupported
 
 MACHINES: dict[str, Any] = {"cpu": cpu, "cupy": cuda}
 """The backends with kernels."""
 
 
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 _log = logging.getLogger("snn_ext")
 
 
-# What torch.compile must not look into: it takes these functions' results as constants.
+def _constant(function: _Function) -> _Function:
+    """As torch.compiler.assume_constant_result: its results are constants of a compiled graph.
+
+    That function imports the compiler, more than a second, to set this attribute.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
-@torch.compiler.assume_constant_result
+@_constant
 def unavailable(backend: str) -> str | None:
     """Why ``"cpu"`` or ``"cupy"`` cannot run on this machine, or ``None`` if it can."""
     reason: str | None = MACHINES[backend].unavailable()
     return reason
 
 
-@torch.compiler.assume_constant_result
-@cache
+@_constant
+def self_check(device: torch.device) -> str | None:
+    """Why CUDA kernels on ``device`` are not to be trusted, see :func:`snn_ext.kernels.check.self_check`."""
+    reason = check.self_check(device)
+    if reason is not None:
+        _warn_once("cupy", reason)
+    return reason
+
+
+@_constant
 def plan_number(
     handle: int,
     kind: str,
@@ -58,8 +74,16 @@ def plan_number(
             :class:`snn_ext.kernels.trace.Request`.
         dtype, trace, backend: see :class:`snn_ext.kernels.op.Plan`.
     """
+    return _planned(
+        handle, kind, structure, fires_at_threshold, smooth, tensors, detach_reset, carry, dtype, trace, backend
+    )
+
+
+@cache
+def _planned(handle: int, *rest_of_request_and_plan: Any) -> int | str:
+    *rest_of_request, dtype, trace, backend = rest_of_request_and_plan
     neuron = neurons.by_handle(handle)
-    request = Request(neuron, kind, structure, fires_at_threshold, smooth, tensors, detach_reset, carry)
+    request = Request(neuron, *rest_of_request)
     reason = MACHINES[backend].unavailable()
     if reason is None:
         try:

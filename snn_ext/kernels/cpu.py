@@ -112,17 +112,18 @@ def load(text: str, kernels: tuple[tuple[str, str, tuple[int, ...]], ...]) -> di
 
 # ---------------------------------------------------------------- memory
 
-_HUGE = 1 << 25  # glibc takes blocks of 32 MiB and more from the system, fresh, every time
+LARGE = 1 << 25
+"""Bytes: glibc takes blocks of this size and above from the system, fresh, every time."""
 _MADV_HUGEPAGE = 14
 
 
 def prefer_huge_pages(tensor: Tensor) -> None:
-    """Ask for huge pages under a large tensor that is about to be written.
+    """Ask for huge pages under a tensor of :data:`LARGE` bytes or more that is about to be written.
 
     Its pages are fresh, and at 4 KiB each the faults take longer than the kernel. Linux only.
     """
     size = tensor.nbytes
-    if size >= _HUGE and _libc is not None:
+    if _libc is not None:
         start = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
         end = (tensor.data_ptr() + size) // mmap.PAGESIZE * mmap.PAGESIZE
         _libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _MADV_HUGEPAGE)

@@ -122,6 +122,11 @@ def is_exact(request: Request) -> bool:
     return not any(node.op in _INEXACT for graph in graphs for node in graph.nodes())
 
 
+def output_is_constant(request: Request) -> bool:
+    """Whether the output never has a gradient, as with a surrogate that has none."""
+    return "s" in trace.step(request, _OPERANDS).constant
+
+
 def request_for(
     neuron: Neuron, values: Mapping[str, Value], spike: Surrogate, detach_reset: bool, carry: Carry
 ) -> Request:
@@ -196,9 +201,9 @@ class _Code:
         kind = node.kind
         if node.op in _COMPARISONS:
             # Compared in the type the operands promote to: what differs between elements decides.
-            varying = [n.kind for n in node.operands() if not n.uniform and n.kind != "bool"]
-            kinds = varying or [n.kind for n in node.operands()]
-            kind = "double" if "double" in kinds else kinds[0]
+            varying: list[str] = [n.kind for n in node.operands() if not n.uniform and n.kind != "bool"]
+            kinds: list[str] = varying or [n.kind for n in node.operands()]
+            kind = "double" if "double" in kinds else kinds[0]  # type: ignore[assignment]
         operands = {
             name: self.operand(value, "bool" if node.op in _LOGICAL or name in ("condition", "mask") else kind)
             for name, value in node.args.items()

@@ -13,6 +13,7 @@ typedef long long ll;
   #define KERNEL extern "C" __global__ void
   #define W 1
   #define LANES(j) for (int j = 0; j < 1; ++j)
+  #define ALIGNED
   #define EACH_STEP _Pragma("unroll")
   // K loads are issued before the first is used: a GPU hides latency with loads in flight.
   #define FETCH(...) __VA_ARGS__
@@ -22,6 +23,7 @@ typedef long long ll;
   #define DEV static inline __attribute__((always_inline))
   #define KERNEL static void
   #define LANES(j) _Pragma("omp simd") for (int j = 0; j < m; ++j)
+  #define ALIGNED alignas(64)
   #define EACH_STEP
   #define FETCH(...)
   #define FETCHED(fetched, direct) direct
@@ -103,8 +105,12 @@ DEV float exp_(float a) {
 #define STATE_ARGUMENT(u) const real* __restrict__ from_##u, double fill_##u,
 #define TENSOR_ARGUMENT(p) const real* __restrict__ tensor_##p, ll each_##p,
 #define NUMBER_ARGUMENT(c) , double c
-#define TENSOR_LANES(p) real lanes_##p[W];
-#define LOAD_TENSOR_LANES(p) lanes_##p[j] = tensor_##p[each_##p * (n + j)];
+#define TENSOR_LANES(p) ALIGNED real lanes_##p[W];
+// Whether a pointer is null is asked outside the lanes, which would not become vectors otherwise.
+#define LOAD_LANES(lanes, given, code, otherwise) \
+  if (given) LANES(j) lanes[j] = code; \
+  else { const real same = otherwise; LANES(j) lanes[j] = same; }
+#define LOAD_TENSOR_LANES(p) LOAD_LANES(lanes_##p, each_##p, tensor_##p[n + j], *tensor_##p)
 #define LOAD_TENSOR(p) const real p_##p = lanes_##p[j];
 #define FETCH_INPUT(x) real fetched_##x[K][W]; EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) LANES(j) \
     fetched_##x[i][j] = ld(in_##x + (t0 + i) * row_##x + n + j);
@@ -118,8 +124,8 @@ DEV float exp_(float a) {
 // The output, the final states, the states every K steps for backward() unless `checkpoints` is null, and
 // with TRACE the carried states of every step.
 #define FINAL_ARGUMENT(u) real* __restrict__ final_##u,
-#define STATE_LANES(u) real lanes_##u[W];
-#define LOAD_INITIAL(u) lanes_##u[j] = from_##u ? from_##u[n + j] : (real)fill_##u;
+#define STATE_LANES(u) ALIGNED real lanes_##u[W];
+#define LOAD_INITIAL(u) LOAD_LANES(lanes_##u, from_##u, from_##u[n + j], (real)fill_##u)
 #define SAVE_CHECKPOINT(u) LANES(j) checkpoint[j] = lanes_##u[j]; checkpoint += N;
 #define LOAD_STATE(u) const real u_##u = lanes_##u[j];
 #if BEFORE_RESET
@@ -144,7 +150,7 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
   HERE
   SHARED
   STATES(STATE_LANES) TENSORS(TENSOR_LANES)
-  LANES(j) { STATES(LOAD_INITIAL) TENSORS(LOAD_TENSOR_LANES) }
+  STATES(LOAD_INITIAL) TENSORS(LOAD_TENSOR_LANES)
   for (ll t0 = 0; t0 < T; t0 += K) {
     FETCH(INPUTS(FETCH_INPUT))
     if (checkpoints && t0) {
@@ -180,12 +186,12 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
 #else
   #define GRAD_TRACE_ARGUMENT(u)
 #endif
-#define STATE_LANES(u) real at_##u[K][W], lanes_g_##u[W];
-#define LEARNED_LANES(p) real lanes_gp_##p[W];
-#define LOAD_GRAD_FINAL(u) lanes_g_##u[j] = grad_final_##u ? grad_final_##u[n + j] : (real)0;
+#define STATE_LANES(u) ALIGNED real at_##u[K][W], lanes_g_##u[W];
+#define LEARNED_LANES(p) ALIGNED real lanes_gp_##p[W];
+#define LOAD_GRAD_FINAL(u) LOAD_LANES(lanes_g_##u, grad_final_##u, grad_final_##u[n + j], 0)
 #define LOAD_GRAD_TRACE_LAST(u) lanes_g_##u[j] += grad_trace_##u[(T - 1) * row_trace_##u + n + j];
 #define ZERO_LEARNED(p) lanes_gp_##p[j] = 0;
-#define LOAD_INITIAL(u) at_##u[0][j] = from_##u ? from_##u[n + j] : (real)fill_##u;
+#define LOAD_INITIAL(u) LOAD_LANES(at_##u[0], from_##u, from_##u[n + j], (real)fill_##u)
 #define LOAD_CHECKPOINT(u) LANES(j) at_##u[0][j] = checkpoint[j]; checkpoint += N;
 #define LOAD_STATE(u) const real u_##u = at_##u[i][j];
 #define STORE_STATE(u) at_##u[i + 1][j] = n_##u;
@@ -196,7 +202,7 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
 #define GRAD_TENSOR_RESULTS(p) real to_gp_##p;
 #define STORE_GRAD_INPUT(x) st(grad_##x + (t0 + i) * row_grad_##x + n + j, to_gx_##x);
 #define ADD_LEARNED(p) lanes_gp_##p[j] += to_gp_##p;
-#define HINT_GRAD_INPUT(x) HINT(grad_##x + (t0 + i - 1) * row_grad_##x + n, 1) HINT(in_##x + (t0 - 1 - i) * row_##x + n, 0)
+#define HINT_PREVIOUS_INPUT(x) HINT(in_##x + (t0 - 1 - i) * row_##x + n, 0)
 #define STORE_GRAD_FROM(u) if (grad_from_##u) LANES(j) grad_from_##u[n + j] = lanes_g_##u[j];
 #define STORE_LEARNED(p) LANES(j) grad_##p[n + j] = lanes_gp_##p[j];
 #if TRACE && BEFORE_RESET
@@ -221,7 +227,8 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
   HERE
   SHARED
   STATES(STATE_LANES) TENSORS(TENSOR_LANES) LEARNED(LEARNED_LANES)
-  LANES(j) { STATES(LOAD_GRAD_FINAL) TENSORS(LOAD_TENSOR_LANES) LEARNED(ZERO_LEARNED) }
+  STATES(LOAD_GRAD_FINAL) TENSORS(LOAD_TENSOR_LANES)
+  LANES(j) { LEARNED(ZERO_LEARNED) }
 #if TRACE
   LANES(j) { STATES(LOAD_GRAD_TRACE_LAST) }
 #endif
@@ -231,7 +238,7 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
     if (t0) {
       const real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (STATES(COUNT) 0) * N + n;
       STATES(LOAD_CHECKPOINT)
-    } else LANES(j) { STATES(LOAD_INITIAL) }
+    } else { STATES(LOAD_INITIAL) }
     EACH_STEP for (int i = 0; i < K - 1; ++i) if (t0 + i + 1 < T) LANES(j) {
       INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR)
       real s; STATES(STATE_RESULTS)
@@ -239,7 +246,7 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
       (void)s; STATES(STORE_STATE)
     }
     EACH_STEP for (int i = K - 1; i >= 0; --i) if (t0 + i < T) {
-      HINT(grad_out + (t0 + i - 1) * row_grad_out + n, 0) INPUTS(HINT_GRAD_INPUT)
+      HINT(grad_out + (t0 + i - 1) * row_grad_out + n, 0) INPUTS(HINT_PREVIOUS_INPUT)
 #if BEFORE_RESET
       if (t0 + i == T - 1) { GRADIENT_LANES(LAST_STEP_GRADIENT) } else
 #endif
@@ -249,11 +256,14 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
   STATES(STORE_GRAD_FROM) LEARNED(STORE_LEARNED)
 }
 
-// One stage of a sum over rows, in place: element c becomes the sum of c, c + columns, c + 2 columns, ...
-// The order does not depend on threads or grid.
-KERNEL fold(real* __restrict__ data, ll count, ll N) {
+// One stage of a sum over rows, in place, in each of `many` arrays: element c becomes the sum of elements c,
+// c + N, c + 2 N, ... below `count`. The order does not depend on threads or grid.
+KERNEL fold(real* __restrict__ data, ll many, ll distance, ll count, ll N) {
   HERE
-  for (ll from = N; from < count; from += N) LANES(j) if (from + n + j < count) data[n + j] += data[from + n + j];
+  for (ll a = 0; a < many; ++a) {
+    real* __restrict__ array = data + a * distance + n;
+    for (ll from = N; from < count; from += N) LANES(j) if (from + n + j < count) array[j] += array[from + j];
+  }
 }
 #endif
 

@@ -27,7 +27,7 @@ from .trace import Request
 Strides = tuple[int, ...]
 
 _BACKENDS: dict[str, Any] = {"cpu": cpu, "cupy": cuda}
-_FOLD = 64  # rows that one stage of the sum over partial gradients adds up
+_ROWS = 64  # that one stage of the sum over partial gradients adds up
 
 
 class Plan:
@@ -55,6 +55,7 @@ class Plan:
             "forward": given + "q" + "q" * self.states * (1 + trace) + "q",
             "backward": given + "qqq" + "qq" * self.states * trace + "qq" * self.inputs + "qq" * self.states,
         }
+        self.output_is_constant = generate.output_is_constant(request)
         generate.backward_text(request, dtype, trace, request.tensors)  # refused now, not in the backward pass
         self.forward = self._load("forward", generate.forward_text(request, dtype, trace))["forward"]
 
@@ -71,7 +72,7 @@ class Plan:
         end = len(signature)
         kernels = [(name, signature + "qq" + "d" * self.numbers, (end, end + 1))]
         if name == "backward":
-            kernels.append(("fold", "qqq", (1,)))
+            kernels.append(("fold", "qqqqq", (1, 3)))
         return self.module.load(text, tuple(kernels))
 
     def spike(self, numbers: Sequence[float]) -> Surrogate:
@@ -99,131 +100,156 @@ def plan(request: Request, dtype: torch.dtype, trace: bool, backend: str) -> int
 # ---------------------------------------------------------------- memory
 
 
-def _step_strides(x: Tensor) -> Strides:
-    """The strides of a step of ``x``, or contiguous ones if it has holes or repeats."""
-    shape, strides = x.shape[1:], x.stride()[1:]
-    if x.is_contiguous():
-        return strides
-    size = 1
-    for stride, extent in sorted((stride, extent) for stride, extent in zip(strides, shape, strict=True) if extent > 1):
-        if stride != size:
-            break
-        size *= extent
-    else:
-        return strides
-    return _contiguous(shape)
+class _Layout:
+    """The memory order of a call's sequences and steps: that of the steps of the first input.
+
+    An input whose steps have holes or repeats is copied into contiguous ones.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.steps, self.shape, self.device, self.io = x.shape[0], x.shape[1:], x.device, x.dtype
+        self.real = state_dtype(x)
+        self.count = math.prod(self.shape)
+        self.plain = x.is_contiguous() or not _is_dense(self.shape, x.stride()[1:])
+        self.strides = contiguous_strides(self.shape) if self.plain else x.stride()[1:]
+
+    def rows(self, x: Tensor) -> tuple[Tensor, int]:
+        """``x`` ``[T, N, *]`` in this order, and the distance between two steps in elements."""
+        if self.plain and x.is_contiguous():
+            return x, self.count
+        if not _same_order(self.shape, x.stride()[1:], self.strides):
+            # Every step alike, as after a sum over time: one row will do.
+            source = x[:1] if x.stride(0) == 0 else x
+            x = self.sequence(x.dtype, len(source)).copy_(source)
+        return x, x.stride(0) if x.shape[0] > 1 else 0
+
+    def step(self, x: Tensor) -> Tensor:
+        """``x`` ``[N, *]`` in this order."""
+        if (self.plain and x.is_contiguous()) or _same_order(self.shape, x.stride(), self.strides):
+            return x
+        return self.new_step(x.dtype).copy_(x)
+
+    def sequence(self, dtype: torch.dtype, steps: int) -> Tensor:
+        """A new, empty sequence of that many steps."""
+        strides = (self.count, *self.strides)
+        tensor = torch.empty_strided((steps, *self.shape), strides, dtype=dtype, device=self.device)
+        _prefer_huge_pages(tensor)
+        return tensor
+
+    def new_step(self, dtype: torch.dtype) -> Tensor:
+        """A new, empty step."""
+        return torch.empty_strided(self.shape, self.strides, dtype=dtype, device=self.device)
+
+    def checkpoints(self, plan: Plan, save: bool) -> Tensor:
+        """New, empty checkpoints; none unless they are to be saved."""
+        segments = (self.steps - 1) // plan.module.SEGMENT if save else 0
+        tensor = torch.empty((segments, plan.states, self.count), dtype=self.real, device=self.device)
+        _prefer_huge_pages(tensor)
+        return tensor
 
 
-def _contiguous(shape: Sequence[int]) -> Strides:
-    return tuple(math.prod(shape[i + 1 :]) for i in range(len(shape)))
-
-
-def _fits(shape: Sequence[int], have: Strides, want: Strides) -> bool:
-    return all(extent == 1 or a == b for extent, a, b in zip(shape, have, want, strict=True))
-
-
-def _rows(x: Tensor, strides: Strides) -> tuple[Tensor, int]:
-    """``x`` ``[T, N, *]`` in the memory order ``strides`` of a step, and the distance of two rows."""
-    if not _fits(x.shape[1:], x.stride()[1:], strides):
-        # Every step alike (a sum over time came before): one row will do.
-        source = x[:1] if x.stride(0) == 0 and len(x) else x
-        x = _new(source, strides, source.dtype).copy_(source)
-        if len(source) == 1:
-            return x, 0
-    return x, x.stride(0) if len(x) > 1 else 0
-
-
-def _step(x: Tensor, strides: Strides) -> Tensor:
-    """``x`` ``[N, *]`` in that memory order."""
-    if _fits(x.shape, x.stride(), strides):
-        return x
-    return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
-
-
-def _new(like: Tensor, strides: Strides, dtype: torch.dtype, length: int | None = None) -> Tensor:
-    """An empty sequence like ``like``, of that length, type and memory order of steps."""
-    shape = (len(like) if length is None else length, *like.shape[1:])
-    tensor = torch.empty_strided(shape, (math.prod(shape[1:]), *strides), dtype=dtype, device=like.device)
-    _prepare(tensor)
-    return tensor
-
-
-def _prepare(tensor: Tensor) -> None:
-    if type(tensor) is Tensor and tensor.device.type == "cpu":
+def _prefer_huge_pages(tensor: Tensor) -> None:
+    if type(tensor) is Tensor and tensor.nbytes >= cpu.LARGE and tensor.device.type == "cpu":
         cpu.prefer_huge_pages(tensor)
 
 
-def _new_step(like: Tensor, strides: Strides, dtype: torch.dtype) -> Tensor:
-    return torch.empty_strided(like.shape[1:], strides, dtype=dtype, device=like.device)
+def contiguous_strides(shape: Sequence[int]) -> Strides:
+    """The strides of a contiguous tensor."""
+    strides, size = [], 1
+    for extent in reversed(shape):
+        strides.append(size)
+        size *= max(extent, 1)
+    return tuple(reversed(strides))
+
+
+def _is_dense(shape: Sequence[int], strides: Strides) -> bool:
+    """Whether the elements lie side by side, in whatever order."""
+    size = 1
+    for stride, extent in sorted((stride, extent) for stride, extent in zip(strides, shape, strict=True) if extent > 1):
+        if stride != size:
+            return False
+        size *= extent
+    return True
+
+
+def _same_order(shape: Sequence[int], have: Strides, want: Strides) -> bool:
+    return all(extent == 1 or a == b for extent, a, b in zip(shape, have, want, strict=True))
 
 
 # ---------------------------------------------------------------- the two launches
 
 
 def _given(
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    numbers: Sequence[float],
-    strides: Strides,
-) -> tuple[list[float], list[Any]]:
-    """The first arguments of both kernels, and what must live until they have run."""
-    like = inputs[0]
-    rows = [_rows(x, strides) for x in inputs]
-    starts = [None if state is None else _step(state, strides) for state in states]
-    values = [
-        (value, 0) if value.numel() == 1 else (_step(value.expand(like.shape[1:]), strides), 1) for value in tensors
-    ]
+    plan: Plan, layout: _Layout, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float]
+) -> tuple[list[float], list[Tensor]]:
+    """The first arguments of both kernels, and the tensors that must live until they have run."""
     arguments: list[float] = []
-    for tensor, number in rows:
-        arguments += (tensor.data_ptr(), number)
-    for start, fill in zip(starts, numbers, strict=False):
-        arguments += (0 if start is None else start.data_ptr(), fill)
-    for value, number in values:
-        arguments += (value.data_ptr(), number)
-    return arguments, [rows, starts, values]
+    alive = []
+    each = iter(tensors)
+    for _ in range(plan.inputs):
+        rows, distance = layout.rows(next(each))
+        alive.append(rows)
+        arguments += (rows.data_ptr(), distance)
+    for given, fill in zip(started, numbers, strict=False):
+        if given:
+            start = layout.step(next(each))
+            alive.append(start)
+            arguments += (start.data_ptr(), 0.0)
+        else:
+            arguments += (0, fill)
+    for value in each:
+        if value.numel() == 1:
+            arguments += (value.data_ptr(), 0)
+        else:
+            value = layout.step(value.expand(layout.shape))
+            alive.append(value)
+            arguments += (value.data_ptr(), 1)
+    return arguments, alive
 
 
 def _launch(plan: Plan, kernel: Any, count: int, arguments: Sequence[float], device: torch.device) -> None:
     if count:
-        width = plan.module.WIDTH * plan.module.BLOCK
-        kernel((-(-count // width),), (plan.module.BLOCK,), tuple(arguments), device)
+        block = plan.module.BLOCK
+        kernel((-(-count // (plan.module.WIDTH * block)),), (block,), tuple(arguments), device)
 
 
 def _forward(
-    number: int,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor | None],
-    tensors: Sequence[Tensor],
-    numbers: Sequence[float],
-    save: bool,
+    number: int, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float], save: bool
 ) -> list[Tensor]:
-    """Launch ``forward``: the output, the final states, the traces, and the checkpoints (empty unless ``save``).
+    """Launch ``forward``.
 
-    ``numbers`` are the states' numbers (read where a state is None), the neuron's and the surrogate's.
+    Args:
+        number: of the plan.
+        tensors: the inputs, the initial states that are tensors, the values that are tensors.
+        started: per state whether it is among them.
+        numbers: per state the number it starts from otherwise; the neuron's and the surrogate's numbers.
+        save: write checkpoints, for ``backward``.
+
+    Returns:
+        the output, the final states, the traces, and the checkpoints (empty unless ``save``).
     """
-    plan, x = _PLANS[number], inputs[0]
-    strides, real = _step_strides(x), state_dtype(x)
-    steps, count = len(x), math.prod(x.shape[1:])
-    given, _alive = _given(inputs, states, tensors, numbers, strides)
-    out = _new(x, strides, x.dtype)
-    finals = [_new_step(x, strides, real) for _ in states]
-    traces = [_new(x, strides, real) for _ in states] if plan.trace else []
-    segments = (steps - 1) // plan.module.SEGMENT if save else 0
-    checkpoints = torch.empty((segments, len(states), count), dtype=real, device=x.device)
-    _prepare(checkpoints)
-    results = [out, *finals, *traces]
+    plan, layout = _PLANS[number], _Layout(tensors[0])
+    given, _alive = _given(plan, layout, tensors, started, numbers)
+    results = _empty_results(plan, layout)
+    checkpoints = layout.checkpoints(plan, save)
     given += [result.data_ptr() for result in results]
-    given += (checkpoints.data_ptr() if save else 0, steps, count, *numbers[len(states) :])
-    _launch(plan, plan.forward, count, given, x.device)
+    given += (checkpoints.data_ptr() if save else 0, layout.steps, layout.count, *numbers[plan.states :])
+    _launch(plan, plan.forward, layout.count, given, layout.device)
     return [*results, checkpoints]
+
+
+def _empty_results(plan: Plan, layout: _Layout) -> list[Tensor]:
+    results = [layout.sequence(layout.io, layout.steps)]
+    results += [layout.new_step(layout.real) for _ in range(plan.states)]
+    if plan.trace:
+        results += [layout.sequence(layout.real, layout.steps) for _ in range(plan.states)]
+    return results
 
 
 def _backward(
     number: int,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor | None],
     tensors: Sequence[Tensor],
+    started: Sequence[bool],
     numbers: Sequence[float],
     checkpoints: Tensor,
     grads: Sequence[Tensor | None],
@@ -232,122 +258,142 @@ def _backward(
     """Launch ``backward``.
 
     Args:
-        number, inputs, states, tensors, numbers: as given to :func:`_forward`.
+        number, tensors, started, numbers: as given to :func:`_forward`.
         checkpoints: from it.
         grads: of its other results; ``None`` for zero.
-        needed: per input, state and tensor whether its gradient is wanted.
+        needed: per tensor whether its gradient is wanted.
 
     Returns:
-        the gradients that are wanted, in the order of ``needed``.
+        the gradients that are wanted, in the order of ``tensors``.
     """
-    plan, x = _PLANS[number], inputs[0]
-    strides, real = _step_strides(x), state_dtype(x)
-    steps, count, many = len(x), math.prod(x.shape[1:]), len(states)
-    given, alive = _given(inputs, states, tensors, numbers, strides)
-
-    def rows(grad: Tensor | None, dtype: torch.dtype) -> tuple[int, int]:
+    plan, layout = _PLANS[number], _Layout(tensors[0])
+    count, states = layout.count, plan.states
+    given, alive = _given(plan, layout, tensors, started, numbers)
+    given.append(checkpoints.data_ptr())
+    for i in (0, *range(1 + states, len(grads))):  # of the output and of the traces
+        grad = grads[i]
         if grad is None:
-            found, row = torch.zeros((1, count), dtype=dtype, device=x.device), 0
+            rows, distance = torch.zeros(count, dtype=layout.real if i else layout.io, device=layout.device), 0
         else:
-            found, row = _rows(grad, strides)
-        alive.append(found)
-        return found.data_ptr(), row
-
-    given += (checkpoints.data_ptr(), *rows(grads[0], x.dtype))
-    for grad in grads[1 + many :]:
-        given += rows(grad, real)
-    for_inputs, for_states = needed[: len(inputs)], needed[len(inputs) : len(inputs) + many]
-    grad_inputs = [_new(x, strides, x.dtype, steps if need else 1) for need in for_inputs]
-    for grad, need in zip(grad_inputs, for_inputs, strict=True):
-        given += (grad.data_ptr(), count if need else 0)  # a gradient nobody wants is written to one row
-    grad_states = [_new_step(x, strides, real) if need else None for need in for_states]
-    for final, start in zip(grads[1 : 1 + many], grad_states, strict=True):
-        final = None if final is None else _step(final, strides)
-        alive.append(final)
-        given += (0 if final is None else final.data_ptr(), 0 if start is None else start.data_ptr())
-    learned = tuple(needed[len(inputs) + many :])
-    partial = [torch.empty(count, dtype=real, device=x.device) for need in learned if need]
-    given += [grad.data_ptr() for grad in partial]
+            rows, distance = layout.rows(grad)
+        alive.append(rows)
+        given += (rows.data_ptr(), distance)
+    results = []
+    each = iter(zip(needed, tensors, strict=True))
+    for _ in range(plan.inputs):
+        need, _ = next(each)
+        grad = layout.sequence(layout.io, layout.steps if need else 1)
+        alive.append(grad)
+        given += (grad.data_ptr(), count if need else 0)  # one that nobody wants is written to one row
+        if need:
+            results.append(grad)
+    for final, is_tensor in zip(grads[1 : 1 + states], started, strict=True):
+        final = None if final is None else layout.step(final)
+        grad = layout.new_step(layout.real) if is_tensor and next(each)[0] else None
+        given += (0 if final is None else final.data_ptr(), 0 if grad is None else grad.data_ptr())
+        alive += (one for one in (final, grad) if one is not None)
+        if grad is not None:
+            results.append(grad)
+    rest = list(each)
+    learned = tuple([need for need, _ in rest])
+    values = [value for need, value in rest if need]
+    partial = torch.empty((len(values), count), dtype=layout.real, device=layout.device)
+    given += [partial.data_ptr() + i * count * partial.element_size() for i in range(len(values))]
+    given += (layout.steps, count, *numbers[states:])
     kernels = plan.backward(learned)
-    _launch(plan, kernels["backward"], count, [*given, steps, count, *numbers[many:]], x.device)
-    wanted = [value for value, need in zip(tensors, learned, strict=True) if need]
-    return [
-        *(grad for grad, need in zip(grad_inputs, for_inputs, strict=True) if need),
-        *(grad for grad in grad_states if grad is not None),
-        *(
-            _summed(plan, kernels["fold"], grad.as_strided(x.shape[1:], strides), value.shape)
-            for grad, value in zip(partial, wanted, strict=True)
-        ),
-    ]
+    _launch(plan, kernels["backward"], count, given, layout.device)
+    if values:
+        results += _summed(plan, kernels["fold"], layout, partial, values)
+    return results
 
 
-def _summed(plan: Plan, fold: Any, partial: Tensor, shape: Sequence[int]) -> Tensor:
-    """Sum gradients per element ``[N, *]`` to the shape of a value, in an order of its own."""
-    full = (1,) * (partial.dim() - len(shape)) + tuple(shape)
-    rest = [d for d in range(partial.dim()) if full[d] != 1 or partial.shape[d] == 1]
-    over = [d for d in range(partial.dim()) if d not in rest]
-    data = partial.permute(over + rest).contiguous()
-    columns = math.prod(partial.shape[d] for d in rest)
-    rows = math.prod(partial.shape[d] for d in over)
+def _summed(plan: Plan, fold: Any, layout: _Layout, partial: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
+    """Sum gradients per element, one row per value, to the shapes of the values.
+
+    The order of the additions is the kernel's own, the same for every number of threads.
+    """
+    if all(value.numel() == 1 for value in values):
+        if layout.count == 0:
+            return [torch.zeros_like(value) for value in values]
+        _fold(plan, fold, partial, layout.count, 1)
+        sums = partial[:, 0].clone()  # and the large buffer goes
+        return [
+            one if value.dim() == 0 else one.reshape(value.shape)
+            for one, value in zip(sums.unbind(), values, strict=True)
+        ]
+    return [_summed_to(plan, fold, layout, row, value) for row, value in zip(partial.unbind(), values, strict=True)]
+
+
+def _summed_to(plan: Plan, fold: Any, layout: _Layout, row: Tensor, value: Tensor) -> Tensor:
+    shape = layout.shape
+    full = (1,) * (len(shape) - value.dim()) + tuple(value.shape)
+    over = [d for d, extent in enumerate(full) if extent == 1 != shape[d]]
+    rest = [d for d in range(len(shape)) if d not in over]
+    data = row.as_strided(shape, layout.strides, row.storage_offset()).permute(over + rest).contiguous()
+    columns = math.prod(shape[d] for d in rest)
+    if data.numel() == 0:
+        return torch.zeros_like(value)
+    _fold(plan, fold, data.reshape(1, -1), layout.count // columns, columns)
+    return data.as_strided((columns,), (1,), data.storage_offset()).clone().reshape(value.shape)
+
+
+def _fold(plan: Plan, fold: Any, data: Tensor, rows: int, columns: int) -> None:
+    """Sum ``rows`` rows of ``columns`` in each array ``data[i]``, in place, into its beginning."""
     while rows > 1:
-        fewer = -(-rows // _FOLD)
-        _launch(plan, fold, fewer * columns, [data.data_ptr(), rows * columns, fewer * columns], data.device)
+        fewer = -(-rows // _ROWS)
+        given = [data.data_ptr(), len(data), data.stride(0), rows * columns, fewer * columns]
+        _launch(plan, fold, fewer * columns, given, data.device)
         rows = fewer
-    if not over:
-        return data.reshape(shape)
-    if partial.numel() == 0:
-        return partial.new_zeros(shape)
-    return data.as_strided((columns,), (1,)).clone().reshape(shape)
 
 
 # ---------------------------------------------------------------- autograd
 
 
-def _split(number: int, tensors: Sequence[Any]) -> tuple[Sequence[Any], Sequence[Any], Sequence[Any]]:
-    plan = _PLANS[number]
-    end = plan.inputs + plan.states
-    return tensors[: plan.inputs], tensors[plan.inputs : end], tensors[end:]
-
-
 def _gradients(
     number: int,
+    tensors: Sequence[Tensor],
+    started: Sequence[bool],
     numbers: Sequence[float],
-    tensors: Sequence[Tensor | None],
     checkpoints: Tensor,
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],
     backward: Any,
 ) -> list[Tensor | None]:
     """Per tensor its gradient, or None where none is needed."""
-    inputs, states, values = _split(number, tensors)
     if torch.is_grad_enabled():
         # Second derivatives are asked for: the reference over again gives gradients with a graph.
-        outputs = _replayed(number, inputs, states, values, numbers)
+        outputs = _replayed(number, tensors, started, numbers)
         pairs = [
             (out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad
         ]
-        wanted = [tensor for tensor, need in zip(tensors, needed, strict=True) if need]
         found = torch.autograd.grad(
-            [out for out, _ in pairs], wanted, [grad for _, grad in pairs], create_graph=True, allow_unused=True
+            [out for out, _ in pairs],
+            [tensor for tensor, need in zip(tensors, needed, strict=True) if need],
+            [grad for _, grad in pairs],
+            create_graph=True,
+            allow_unused=True,
         )
     else:
-        found = backward(number, inputs, states, values, numbers, checkpoints, grads, needed)
+        found = backward(number, tensors, started, numbers, checkpoints, grads, needed)
     each = iter(found)
     return [next(each) if need else None for need in needed]
 
 
 def _replayed(
-    number: int, inputs: Sequence[Tensor], states: Sequence[Tensor | None], tensors: Sequence[Tensor], numbers: Any
+    number: int, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float]
 ) -> list[Tensor]:
     plan = _PLANS[number]
-    request, many = plan.request, plan.states
-    values = dict(zip(request.tensors, tensors, strict=True))
-    values |= dict(zip(request.numbers, numbers[many:], strict=False))
+    request = plan.request
+    each = iter(tensors)
+    inputs = tuple([next(each) for _ in range(plan.inputs)])
+    states = tuple([next(each) if given else fill for given, fill in zip(started, numbers, strict=False)])
+    values: dict[str, Any] = dict(zip(request.tensors, each, strict=True))
+    values |= dict(zip(request.numbers, numbers[plan.states :], strict=False))
     result = reference.run_sequence(
         request.neuron,
-        tuple(inputs),
-        tuple(fill if state is None else state for state, fill in zip(states, numbers, strict=False)),
-        Values(**values, spike=plan.spike(numbers[many:])),
+        inputs,
+        states,
+        Values(**values, spike=plan.spike(numbers[plan.states :])),
         detach_reset=request.detach_reset,
         carry=request.carry,
         fresh=True,
@@ -359,56 +405,59 @@ def _replayed(
 
 class _Multistep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, number: int, numbers: Sequence[float], *tensors: Tensor | None) -> Any:
+    def forward(ctx: Any, number: int, started: Sequence[bool], numbers: Sequence[float], *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
-        *results, checkpoints = _forward(number, *_split(number, tensors), numbers, True)
+        *results, checkpoints = _forward(number, tensors, started, numbers, True)
         ctx.save_for_backward(checkpoints, *tensors)
-        ctx.number, ctx.numbers = number, numbers
+        ctx.call = number, started, numbers
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         checkpoints, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
-        return None, None, *_gradients(ctx.number, ctx.numbers, tensors, checkpoints, grads, needed, _backward)
+        number, started, numbers = ctx.call
+        needed = ctx.needs_input_grad[3:]
+        found = _gradients(number, tensors, started, numbers, checkpoints, grads, needed, _backward)
+        return None, None, None, *found
 
 
 def run(
     number: int,
     inputs: Sequence[Tensor],
     states: Sequence[Tensor | float],
-    tensors: Sequence[Tensor],
+    values: Sequence[Tensor],
     numbers: Sequence[float],
-) -> list[Tensor]:
+) -> Sequence[Tensor]:
     """Run a plan.
 
     Args:
         number: from :func:`plan`.
         inputs: ``[T, N, *]`` each, of the plan's dtype, T > 0.
         states: ``[N, *]`` each, or a number to start from.
-        tensors, numbers: the values in the order of the plan's request; then the surrogate's numbers.
+        values: those that are tensors, in the order of the plan's request.
+        numbers: those that are numbers; then the surrogate's.
 
     Returns:
         the output ``[T, N, *]``, the final states ``[N, *]``, and the traces ``[T, N, *]`` if it has them.
     """
-    starts = [state if isinstance(state, Tensor) else None for state in states]
-    fills = [0.0 if isinstance(state, Tensor) else float(state) for state in states]
-    numbers = [*fills, *numbers]
-    every = (*inputs, *starts, *tensors)
-    need = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in every)
+    started = [isinstance(state, Tensor) for state in states]
+    numbers = [0.0 if isinstance(state, Tensor) else state for state in states] + list(numbers)
+    tensors = [*inputs, *(state for state in states if isinstance(state, Tensor)), *values]
+    need = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling() or type(inputs[0]) not in (Tensor, torch.nn.Parameter):
-        results = torch.ops.snn_ext.forward(number, inputs, starts, tensors, numbers, need)[:-1]
+        operator: Any = torch.ops.snn_ext.forward.default
+        output, *rest = operator(number, tensors, started, numbers, need)[:-1]
     elif need:
-        results = list(_Multistep.apply(number, numbers, *every))
+        output, *rest = _Multistep.apply(number, started, numbers, *tensors)
     else:
-        results = _forward(number, inputs, starts, tensors, numbers, False)[:-1]
-    return results
+        return _forward(number, tensors, started, numbers, False)[:-1]
+    return [output.detach() if _PLANS[number].output_is_constant else output, *rest]
 
 
 # ---------------------------------------------------------------- operators
 
 _library = torch.library.Library("snn_ext", "DEF")
-_given_schema = "int plan, Tensor[] inputs, Tensor?[] states, Tensor[] tensors, float[] numbers"
+_given_schema = "int plan, Tensor[] tensors, bool[] started, float[] numbers"
 _library.define(f"forward({_given_schema}, bool save) -> Tensor[]")
 _library.define(f"backward({_given_schema}, Tensor checkpoints, Tensor?[] grads, bool[] needed) -> Tensor[]")
 for _device in ("CPU", "CUDA"):
@@ -417,50 +466,41 @@ for _device in ("CPU", "CUDA"):
 
 
 @torch.library.register_fake("snn_ext::forward", lib=_library)
-def _(
-    number: int, inputs: Sequence[Tensor], states: Sequence[Tensor | None], tensors: Any, numbers: Any, save: bool
-) -> list[Tensor]:
-    plan, x = _PLANS[number], inputs[0]
-    strides, real = _step_strides(x), state_dtype(x)
-    finals = [_new_step(x, strides, real) for _ in states]
-    traces = [_new(x, strides, real) for _ in states] if plan.trace else []
-    segments = (len(x) - 1) // plan.module.SEGMENT if save else 0
-    checkpoints = x.new_empty((segments, len(states), math.prod(x.shape[1:])), dtype=real)
-    return [_new(x, strides, x.dtype), *finals, *traces, checkpoints]
+def _fake_forward(number: int, tensors: Sequence[Tensor], started: Any, numbers: Any, save: bool) -> list[Tensor]:
+    plan, layout = _PLANS[number], _Layout(tensors[0])
+    return [*_empty_results(plan, layout), layout.checkpoints(plan, save)]
 
 
 @torch.library.register_fake("snn_ext::backward", lib=_library)
-def _(
+def _fake_backward(
     number: int,
-    inputs: Sequence[Tensor],
-    states: Sequence[Tensor | None],
     tensors: Sequence[Tensor],
+    started: Sequence[bool],
     numbers: Any,
     checkpoints: Tensor,
     grads: Any,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    x = inputs[0]
-    strides, real = _step_strides(x), state_dtype(x)
-    like = [_new(x, strides, x.dtype) for _ in inputs]
-    like += [_new_step(x, strides, real) for _ in states]
-    like += [value.new_empty(value.shape) for value in tensors]
+    plan, layout = _PLANS[number], _Layout(tensors[0])
+    like = [layout.sequence(layout.io, layout.steps) for _ in range(plan.inputs)]
+    like += [layout.new_step(layout.real) for given in started if given]
+    like += [value.new_empty(value.shape) for value in tensors[len(like) :]]
     return [tensor for tensor, need in zip(like, needed, strict=True) if need]
 
 
 def _setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-    number, given, states, tensors, numbers, _ = inputs
-    ctx.save_for_backward(output[-1], *given, *states, *tensors)
-    ctx.number, ctx.numbers = number, numbers
+    number, tensors, started, numbers, _ = inputs
+    ctx.save_for_backward(output[-1], *tensors)
+    ctx.call = number, started, numbers
 
 
 def _op_backward(ctx: Any, grads: Sequence[Tensor | None]) -> Any:
     checkpoints, *tensors = ctx.saved_tensors
-    needed = [tensor is not None and tensor.requires_grad for tensor in tensors]
-    found = _gradients(
-        ctx.number, ctx.numbers, tensors, checkpoints, grads[:-1], needed, torch.ops.snn_ext.backward.default
-    )
-    return None, *(list(part) for part in _split(ctx.number, found)), None, None
+    number, started, numbers = ctx.call
+    needed = [tensor.requires_grad for tensor in tensors]
+    operator: Any = torch.ops.snn_ext.backward.default
+    found = _gradients(number, tensors, started, numbers, checkpoints, grads[:-1], needed, operator)
+    return None, found, None, None, None
 
 
 torch.library.register_autograd("snn_ext::forward", _op_backward, setup_context=_setup_context, lib=_library)

@@ -59,11 +59,13 @@ class Node:
 class Graph:
     """A traced function: results by name (None where there is no gradient), and chosen names.
 
-    ``names`` are names for intermediate nodes, for readable code.
+    ``names`` are names for intermediate nodes, for readable code. ``constant`` are those results of a step
+    that no gradient flows into.
     """
 
     results: Mapping[str, Node | None]
     names: Mapping[Node, str]
+    constant: frozenset[str]
 
     def nodes(self) -> list[Node]:
         """Every node a result needs, operands first."""
@@ -208,7 +210,8 @@ class _Recorder(TorchDispatchMode):
     def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
         """What has been recorded, for these results."""
         nodes = {name: None if tensor is None else self.node(tensor) for name, tensor in results.items()}
-        return Graph(nodes, dict(self.names))
+        constant = (name for name, tensor in results.items() if tensor is not None and not tensor.requires_grad)
+        return Graph(nodes, dict(self.names), frozenset(constant))
 
     def _set(self, tensor: Tensor, node: Node) -> None:
         self.of[id(tensor)] = node

@@ -4,12 +4,13 @@ import math
 
 import pytest
 import torch
-from support import CASES, PUBLISHED, Case, identical, random_case, run
+from support import CASES, PUBLISHED, Case, assert_identical, identical, random_case, run
 
 from snn_ext import sequence
 from snn_ext.core import surrogate
 from snn_ext.core.neuron import Neuron
-from snn_ext.sequence import BACKENDS, BackendUnavailable, check_backend
+from snn_ext.kernels import MACHINES
+from snn_ext.sequence import BackendUnavailable, check_backend
 
 TWO = Neuron(
     name="two",
@@ -155,11 +156,13 @@ def test_a_half_state_is_cast_under_autocast(case):
     x = torch.randn(5, 3, 4, dtype=torch.bfloat16)
     states = tuple(torch.randn(3, 4).bfloat16() for _ in case.neuron.states)
     with torch.autocast("cpu", torch.bfloat16):
-        result = sequence.run(case.neuron, x, states, case.values, spike=case.spike, trace=True)
+        result = sequence.run(case.neuron, x, states, case.values, spike=case.spike, trace=True, backend="torch")
         integers = (torch.zeros(3, 4, dtype=torch.int64), *states[1:])
         with pytest.raises(TypeError, match=r"state v must be torch\.float32"):
             sequence.run(case.neuron, x, integers, case.values, spike=case.spike)
-    expected = sequence.run(case.neuron, x, tuple(s.float() for s in states), case.values, spike=case.spike, trace=True)
+    expected = sequence.run(
+        case.neuron, x, tuple(s.float() for s in states), case.values, spike=case.spike, trace=True, backend="torch"
+    )
     assert result.output.dtype == torch.bfloat16
     for a, b in zip((result.output, *result.trace), (expected.output, *expected.trace), strict=True):
         assert identical(a, b)
@@ -244,17 +247,30 @@ def test_unknown_backend(entry, case):
         refused(entry, case, ValueError, message, backend=bad)
 
 
-@pytest.mark.parametrize("backend", sorted(sequence._NOT_HERE))
-def test_a_backend_asked_for_by_name_runs_or_raises(entry, case, backend):
-    assert backend in BACKENDS
-    message = rf"backend='{backend}': .*; use 'auto' or 'torch'"
+def test_a_backend_asked_for_by_name_runs(entry, case):
+    function, shape = ENTRIES[entry]
+    arguments = good(case, shape)
+    assert_identical(*(function(case.neuron, **arguments, backend=backend) for backend in ("cpu", "torch")))
+
+
+@pytest.mark.parametrize("backend", ["cpu", "cupy"])
+def test_or_it_raises(entry, case, backend, monkeypatch):
+    monkeypatch.setattr(MACHINES[backend], "unavailable", lambda: "it is Sunday")
+    message = rf"^backend='{backend}': it is Sunday; or use 'auto' or 'torch'$"
     refused(entry, case, BackendUnavailable, message, backend=backend)
+    with pytest.raises(BackendUnavailable, match=message):
+        check_backend(backend)
     assert issubclass(BackendUnavailable, RuntimeError)
 
 
+def test_no_backend_takes_another_devices_tensors(entry, case, monkeypatch):
+    monkeypatch.setattr(MACHINES["cupy"], "unavailable", lambda: None)
+    message = rf"{case.neuron.name}, backend='cupy': the input is on cpu, not on a cuda device; or use backend='auto'"
+    refused(entry, case, BackendUnavailable, message, backend="cupy")
+
+
 def test_check_backend_returns_what_runs():
-    assert check_backend("auto") == "auto"
-    assert check_backend("torch") == "torch"
+    assert [check_backend(backend) for backend in ("auto", "torch", "cpu")] == ["auto", "torch", "cpu"]
 
 
 def test_carry_by_another_name_is_refused(entry, case):

@@ -166,7 +166,7 @@ def test_refused_by_name():
 def run_lif(spike):
     x = torch.randn(5, 3, requires_grad=True)
     values = {"tau": 2.0, "v_threshold": 0.2, "v_reset": 0.0}
-    result = sequence.run(lif(), x, None, values, spike=spike_function(spike, True))
+    result = sequence.run(lif(), x, None, values, spike=spike_function(spike, True), backend="torch")
     (grad,) = torch.autograd.grad(result.output.sum(), x)
     return result.output, grad
 

@@ -43,7 +43,9 @@ def drive(x, k, *, tau=2.0, v_threshold=1.0, v_reset=0.0, spike=None, start=None
     make = make or {}
     values = {"k": k, "tau": tau, "v_threshold": v_threshold, "v_reset": v_reset}
     states = [v_reset if start is None and make.get("reset", "hard") == "hard" else start]
-    return sequence.run(klif(**make), x, states, values, spike=spike or surrogate.atan(2.0), trace=True, **options)
+    return sequence.run(
+        klif(**make), x, states, values, spike=spike or surrogate.atan(2.0), trace=True, **options, backend="torch"
+    )
 
 
 def loss_of(s):
@@ -86,7 +88,7 @@ def test_vector(name, detach):
 def test_the_relu_alone_adds_a_spike_to_lif():
     x = tensor(KLIF_INPUT).unsqueeze(1)
     values = {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}
-    result = sequence.run(lif(), x, None, values, spike=surrogate.atan(), trace=True)
+    result = sequence.run(lif(), x, None, values, spike=surrogate.atan(), trace=True, backend="torch")
     assert result.output.squeeze(1).tolist() == LIF_S
     close(result.trace[0].squeeze(1), LIF_V)
     added = drive(x, 1.0).output.squeeze(1) - tensor(LIF_S)
@@ -226,7 +228,7 @@ def test_unscaled_is_a_rectified_lif_with_its_own_leak_and_threshold(k):
     full = drive(x, k)
     assert_mixed(full.output)
     values = {"k": 1.0, "beta": k / 2, "v_threshold": 1 / k, "v_reset": 0.0}
-    other = sequence.run(klif("beta", False), x / 2, None, values, spike=surrogate.atan(), trace=True)
+    other = sequence.run(klif("beta", False), x / 2, None, values, spike=surrogate.atan(), trace=True, backend="torch")
     assert torch.equal(full.output, other.output)
     close(full.trace[0], k * other.trace[0], 1e-12)
 
@@ -329,7 +331,9 @@ def test_with_k_one_it_is_lif(reset, decay_input, dtype, relu):
         # A soft reset of h >= 1 leaves h - 1 >= 0, a hard one 0: nothing falls below zero.
         x = x.abs()
     values = {"tau": 2.5, "v_threshold": 1.0, "v_reset": 0.0}
-    plain = sequence.run(lif("tau", decay_input, reset), x, None, values, spike=surrogate.atan(), trace=True)
+    plain = sequence.run(
+        lif("tau", decay_input, reset), x, None, values, spike=surrogate.atan(), trace=True, backend="torch"
+    )
     make = {"reset": reset, "decay_input": decay_input, "relu": relu}
     scaled = drive(x, 1.0, tau=2.5, make=make)
     assert_mixed(plain.output)

@@ -46,7 +46,9 @@ def values(beta1, beta2, gamma=0.5, v_threshold=1.0):
 
 def drive(form, x, p, *, states=None, reset="soft", width=1.0, **options):
     """Run over x [T, N]; states are (v, v_dend)."""
-    return sequence.run(lstm_lif(form, reset), x, states, p, spike=surrogate.triangle(width), trace=True, **options)
+    return sequence.run(
+        lstm_lif(form, reset), x, states, p, spike=surrogate.triangle(width), trace=True, **options, backend="torch"
+    )
 
 
 # ---------------------------------------------------------------- the specification's vectors

@@ -272,7 +272,7 @@ def test_states_may_be_none_or_numbers(case):
 def test_trace_is_empty_unless_asked_for():
     case = Case("LSTM-LIF")
     data = random_case(case)
-    plain = sequence.run(case.neuron, data.inputs, data.states, data.values, spike=case.spike)
+    plain = sequence.run(case.neuron, data.inputs, data.states, data.values, spike=case.spike, backend="torch")
     assert plain.trace == ()
     assert_identical(plain, run(case, data)._replace(trace=()))
 
@@ -299,7 +299,7 @@ def test_a_neuron_of_ones_own_with_two_inputs():
         source="made up",
     )
     gate, x = torch.randn(2, 5, 3)
-    result = sequence.run(neuron, (gate, x), None, {"k": 0.5}, spike=surrogate.atan())
+    result = sequence.run(neuron, (gate, x), None, {"k": 0.5}, spike=surrogate.atan(), backend="torch")
     v = torch.zeros(3)
     for g, now, s in zip(gate, x, result.output, strict=True):
         v = v * torch.sigmoid(g) + 0.5 * now
@@ -317,7 +317,7 @@ def test_a_map_of_the_states_acts_after_each_charge():
         return torch.round(state * 4) / 4
 
     settings = {"spike": case.spike, "carry": "before_reset", "state_map": coarse}
-    result = sequence.run(case.neuron, data.inputs, data.states, data.values, trace=True, **settings)
+    result = sequence.run(case.neuron, data.inputs, data.states, data.values, trace=True, **settings, backend="torch")
     for trace in result.trace:
         assert torch.equal(trace, coarse(trace))
     assert not torch.equal(result.output, run(case, data, carry="before_reset").output)
@@ -342,7 +342,14 @@ def test_a_fresh_start_has_no_spike_to_reset(case, detach_reset):
             values = {**data.detached().values, "v_threshold": torch.tensor(v_threshold, dtype=torch.float64)}
             values["v_threshold"].requires_grad_()
             result = sequence.run(
-                case.neuron, data.inputs, None, values, spike=case.spike, carry=carry, detach_reset=detach_reset
+                case.neuron,
+                data.inputs,
+                None,
+                values,
+                spike=case.spike,
+                carry=carry,
+                detach_reset=detach_reset,
+                backend="torch",
             )
             result.output.sum().backward()
             found.append((result.output, values["v_threshold"].grad))
@@ -484,6 +491,7 @@ def test_dyadic_tau_is_beta(data):
             spike=surrogate.atan(),
             carry=carry,
             trace=True,
+            backend="torch",
         )
         for decay, value in (("tau", tau), ("beta", 1 - 1 / tau))
     ]
@@ -499,7 +507,7 @@ def test_dyadic_klif_with_k_one_is_lif(data):
     x = dyadic(data.draw, low=0 if relu else -128)
     value = data.draw(st.sampled_from(DYADIC[leak["decay"]]))
     values = {leak["decay"]: value, "v_threshold": data.draw(st.sampled_from(DYADIC["v_threshold"])), "v_reset": 0.0}
-    plain = sequence.run(lif(**leak, reset=reset), x, None, values, spike=surrogate.atan(), trace=True)
+    plain = sequence.run(lif(**leak, reset=reset), x, None, values, spike=surrogate.atan(), trace=True, backend="torch")
     scaled = sequence.run(
         klif(**leak, reset=reset, relu=relu, scale_reset=data.draw(st.booleans())),
         x,
@@ -507,6 +515,7 @@ def test_dyadic_klif_with_k_one_is_lif(data):
         {**values, "k": 1.0},
         spike=surrogate.atan(),
         trace=True,
+        backend="torch",
     )
     assert_identical(plain, scaled)
 
@@ -519,7 +528,7 @@ def test_dyadic_pre_is_post(data):
     values["v_reset"] = 0.0
     shifted = {**values, "gamma": values["gamma"] + values["beta1"] * values["v_threshold"]}
     post, pre = (
-        sequence.run(lstm_lif(form), x, None, v, spike=surrogate.triangle(), carry=carry, trace=True)
+        sequence.run(lstm_lif(form), x, None, v, spike=surrogate.triangle(), carry=carry, trace=True, backend="torch")
         for form, v in (("post", values), ("pre", shifted))
     )
     assert_identical(post, pre)

@@ -73,7 +73,7 @@ def test_per_sample_gradients(kind):
     x = 2 * torch.randn(3, 4, 2, dtype=F64)
 
     def loss(x):
-        return sequence.run(case.neuron, x, None, case.values, spike=spike).output.square().sum()
+        return sequence.run(case.neuron, x, None, case.values, spike=spike, backend="torch").output.square().sum()
 
     each = vmap(grad(loss))(x)
     for sample, found in zip(x, each, strict=True):
@@ -85,7 +85,7 @@ def test_values_under_vmap_are_checked():
     case, x = Case("LIF"), torch.randn(4, 2)
 
     def one(tau):
-        return sequence.run(case.neuron, x, None, {**case.values, "tau": tau}, spike=case.spike).output
+        return sequence.run(case.neuron, x, None, {**case.values, "tau": tau}, spike=case.spike, backend="torch").output
 
     assert vmap(one)(torch.tensor([2.0, 3.0])).shape == (2, 4, 2)
     with pytest.raises(ValueError, match="tau must be finite and in"):
@@ -102,11 +102,15 @@ def test_functional_call_of_a_module_around_it():
 
         def forward(self, x):
             case = Case("KLIF")
-            return sequence.run(case.neuron, x, None, {**case.values, "k": self.k}, spike=case.spike).output
+            return sequence.run(
+                case.neuron, x, None, {**case.values, "k": self.k}, spike=case.spike, backend="torch"
+            ).output
 
     net, x = Net(), 2 * torch.randn(6, 5)
     k = torch.tensor(1.5)
-    expected = sequence.run(Case("KLIF").neuron, x, None, {**Case("KLIF").values, "k": k}, spike=Case("KLIF").spike)
+    expected = sequence.run(
+        Case("KLIF").neuron, x, None, {**Case("KLIF").values, "k": k}, spike=Case("KLIF").spike, backend="torch"
+    )
     assert torch.equal(functional_call(net, {"k": k}, (x,)), expected.output)
     assert not torch.equal(net(x), expected.output)
 
@@ -146,12 +150,14 @@ def test_compiled_is_eager(case, carry, compiled):
 def test_compiled_again_with_other_numbers(compiled):
     """A number that changes between calls becomes a symbol: of the values and of the surrogate."""
     case, x = Case("LIF"), (2 * torch.randn(3, 2, 4)).requires_grad_()
-    function = compiled(lambda x, spike, values: sequence.run(case.neuron, x, None, values, spike=spike).output)
+    function = compiled(
+        lambda x, spike, values: sequence.run(case.neuron, x, None, values, spike=spike, backend="torch").output
+    )
     for alpha, tau in ((2.0, 2.0), (3.0, 2.5), (4.5, 3.0)):
         arguments = (surrogate.atan(alpha), {**case.values, "tau": tau})
         found, expected = (
             function(x, *arguments),
-            sequence.run(case.neuron, x, None, arguments[1], spike=arguments[0]).output,
+            sequence.run(case.neuron, x, None, arguments[1], spike=arguments[0], backend="torch").output,
         )
         assert torch.equal(found, expected)
         a, b = (torch.autograd.grad(s.sum(), x)[0] for s in (found, expected))

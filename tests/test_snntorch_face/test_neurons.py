@@ -15,6 +15,7 @@ from torch import nn
 
 import snn_ext.snntorch as face
 from snn_ext.core import surrogate
+from snn_ext.kernels import MACHINES
 from snn_ext.neurons import CATALOGUE
 from snn_ext.sequence import BackendUnavailable
 from snn_ext.snntorch import KLIF, LIF, LSTMLIF, TCLIF
@@ -80,11 +81,14 @@ def test_published_defaults():
 
 
 @every_class
-@every_reset
-@pytest.mark.parametrize("detach", [False, True])
-def test_sequence_equals_the_loop_over_its_steps(cls, reset, detach):
+@pytest.mark.parametrize(
+    ("reset", "detach", "backend"),
+    [*((reset, detach, "torch") for reset in RESETS for detach in (True, False)), ("subtract", True, "auto")],
+)
+def test_sequence_equals_the_loop_over_its_steps(cls, reset, detach, backend):
     x = currents(12, 3, 5)
-    stepped, whole, chunked = (make(cls, reset_mechanism=reset, detach_reset=detach) for _ in range(3))
+    options = {"reset_mechanism": reset, "detach_reset": detach, "backend": backend}
+    stepped, whole, chunked = (make(cls, **options) for _ in range(3))
     x1, x2 = x.clone().requires_grad_(), x.clone().requires_grad_()
     spikes, states, traces = loop(stepped, x1)
     out = whole.sequence(x2)
@@ -527,7 +531,6 @@ def test_a_bad_call_is_refused_and_leaves_the_states(cls, case):
         (lambda: LSTMLIF(threshold=float("inf")), ValueError, "v_threshold must be finite"),
         (lambda: LSTMLIF(reset_mechanism="soft"), ValueError, "reset_mechanism"),
         (lambda: LSTMLIF(backend="gpu"), ValueError, "unknown backend 'gpu'"),
-        (lambda: LSTMLIF(backend="cupy"), BackendUnavailable, "cupy"),
         (lambda: LSTMLIF(spike_grad=3), TypeError, "callable"),
         (lambda: LSTMLIF(spike_grad=snn.surrogate.SSO()), ValueError, "SSO"),
     ],
@@ -535,6 +538,19 @@ def test_a_bad_call_is_refused_and_leaves_the_states(cls, case):
 def test_a_bad_constructor_is_refused(build, error, match):
     with pytest.raises(error, match=match):
         build()
+
+
+@every_class
+@pytest.mark.parametrize("backend", ["cpu", "cupy"])
+def test_a_backend_that_cannot_run_here_is_refused(cls, backend, monkeypatch):
+    module = make(cls, backend="cpu")
+    monkeypatch.setattr(MACHINES[backend], "unavailable", lambda: "it is Sunday")
+    with pytest.raises(BackendUnavailable, match=f"backend='{backend}': it is Sunday"):
+        make(cls, backend=backend)
+    module.backend = backend
+    with pytest.raises(BackendUnavailable, match=f"backend='{backend}': it is Sunday"):
+        module.sequence(currents(2, 3))
+    assert not module.mem.any()
 
 
 @pytest.mark.parametrize(("value", "scale"), [(float("nan"), False), (0.0, True)])

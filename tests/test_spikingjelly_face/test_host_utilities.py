@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from snn_ext import spikingjelly as face
+from snn_ext.kernels import MACHINES
 from snn_ext.neurons import CATALOGUE
 from snn_ext.spikingjelly import KLIFNode, LIFNode, LSTMLIFNode, TCLIFNode
 
@@ -403,7 +404,15 @@ def test_set_backend(entry, set_backend):
     set_backend(net, "auto", instance=face.Node)
     assert [net[0].backend, net[2].backend] == ["auto", "auto"]
     assert getattr(net[1], "backend", None) == host_before
-    assert set(net[0].supported_backends) == {"auto", "torch"}
+    set_backend(net, "cpu", instance=face.Node)
+    assert [net[0].backend, net[2].backend] == ["cpu", "cpu"]
+
+
+@pytest.mark.parametrize("here", [(), ("cpu",), ("cupy",), ("cpu", "cupy")], ids=str)
+def test_supported_backends_are_those_that_run_here(here, monkeypatch):
+    for name, machine in MACHINES.items():
+        monkeypatch.setattr(machine, "unavailable", lambda name=name: None if name in here else "it is Sunday")
+    assert LSTMLIFNode().supported_backends == ("auto", "torch", *here)
 
 
 def test_set_backend_means_all_our_nodes():
@@ -414,7 +423,8 @@ def test_set_backend_means_all_our_nodes():
 
 if hasattr(functional, "set_backend"):
 
-    def test_the_host_s_set_backend_leaves_what_cannot_run(caplog):
+    def test_the_host_s_set_backend_leaves_what_cannot_run(caplog, monkeypatch):
+        monkeypatch.setattr(MACHINES["cupy"], "unavailable", lambda: "it is Sunday")
         net = nn.Sequential(LSTMLIFNode())
         with caplog.at_level(logging.WARNING):
             functional.set_backend(net, "cupy", instance=LSTMLIFNode)
