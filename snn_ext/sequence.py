@@ -8,10 +8,11 @@ numbers: a sequence, its steps one by one, and its chunks with carried states ag
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from typing import Any, NamedTuple, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from . import kernels
@@ -21,6 +22,7 @@ from .core.reference import Carry, Result
 from .core.surrogate import Surrogate
 from .kernels import op
 
+_STEP_PAYS = 32768  # elements
 _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 _KERNELS = {"cpu": "cpu", "cuda": "cupy"}  # by type of device
@@ -123,13 +125,13 @@ def step(
 ) -> Result:
     """Run a neuron for one time step.
 
-    As :func:`run`, with inputs ``[N, *]`` and no time axis; the result has no trace. ``"auto"`` is torch
-    here, where a kernel gains nothing; a kernel asked for by name runs.
+    As :func:`run`, with inputs ``[N, *]`` and no time axis; the result has no trace. ``"auto"`` takes a
+    kernel only for steps of 32768 elements and more; below, torch is as fast.
     """
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
     call = _check(neuron, like, like.shape, states, values, spike, detach_reset, carry, False, state_map, backend)
-    chosen = "" if backend in ("auto", "torch") else _choose(call, like)
+    chosen = _choose(call, like, single=True)
     if isinstance(chosen, int) and isinstance(spike, Surrogate):
         result = _run_kernels(chosen, call, spike, tuple(x.unsqueeze(0) for x in inputs))
         return Result(result.output.squeeze(0), result.states)
@@ -150,21 +152,41 @@ def step(
 # ---------------------------------------------------------------- backends
 
 
-def _choose(call: _Call, like: Tensor) -> int | str:
+# No reason to refuse a backend: every backend does nothing alike.
+_NOTHING = "there is nothing to compute"
+
+
+def _choose(call: _Call, like: Tensor, single: bool = False) -> int | str:
     """The number of the kernels' plan, or why it is torch."""
-    if call.backend == "torch":
-        return "asked for"
-    wanted = call.backend
-    if wanted == "auto":
-        wanted = _KERNELS.get(like.device.type, "")
-        if not wanted:
-            return f"there are no kernels for device {like.device.type}"
-    found = _kernels_for(call, like, wanted)
-    if isinstance(found, str) and call.backend != "auto":
+    found, wanted = _chosen(call, like, single)
+    if _watchers and not torch.compiler.is_compiling():
+        for watcher in _watchers:
+            watcher(call, like, single, found, wanted)
+    if isinstance(found, str) and wanted == call.backend != "torch" and found is not _NOTHING:
         raise BackendUnavailable(f"{call.neuron.name}, backend={wanted!r}: {found}; or use backend='auto'")
-    if isinstance(found, int) and call.backend == "auto" and wanted == "cupy":
-        return kernels.self_check(like.device) or found
     return found
+
+
+def _chosen(call: _Call, like: Tensor, single: bool) -> tuple[int | str, str]:
+    """As :func:`_choose`, and the name of the backend it is about."""
+    if call.backend == "torch":
+        return "it is asked for", "torch"
+    if call.backend != "auto":
+        return _kernels_for(call, like, call.backend), call.backend
+    wanted = _KERNELS.get(like.device.type)
+    if wanted is None:
+        return f"there are no kernels for device {like.device.type}", "torch"
+    if single and (torch.compiler.is_compiling() or like.numel() < _STEP_PAYS or not _starts_plainly(call)):
+        return "a single step of this kind or size is as fast there", "torch"
+    found = _kernels_for(call, like, wanted)
+    if isinstance(found, int) and wanted == "cupy":
+        found = kernels.self_check(like.device) or found
+    return found, wanted if isinstance(found, int) else "torch"
+
+
+def _starts_plainly(call: _Call) -> bool:
+    """Whether a kernel computes the whole step, without a reset in front of it that torch computes."""
+    return call.carry == "after_reset" or call.fresh
 
 
 def _kernels_for(call: _Call, like: Tensor, backend: str) -> int | str:
@@ -180,14 +202,14 @@ def _kernels_for(call: _Call, like: Tensor, backend: str) -> int | str:
     if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
         return "kernels have no torch.func transforms and no forward-mode derivatives"
     if like.numel() == 0:
-        return "there is nothing to compute"
+        return _NOTHING
     return kernels.plan_number(
         call.neuron.handle,
         call.spike.kind,
         call.spike.structure,
         call.spike.fires_at_threshold is not False,
         call.spike.smooth,
-        call.tensors,
+        tuple(call.tensors),
         call.detach_reset,
         call.carry,
         torch.float32 if like.dtype == torch.float16 else like.dtype,
@@ -205,13 +227,58 @@ def _run_kernels(number: int, call: _Call, spike: Surrogate, inputs: Tensors) ->
         states = reference.settle(call.neuron, full, call.neuron.fire(full, p), p, call.detach_reset)
     if dtype == torch.float16:
         inputs = tuple(map(widened, inputs))
-    tensors = [getattr(p, name) for name in call.tensors]
-    numbers = [float(getattr(p, name)) for name in call.neuron.value_names if name not in call.tensors]
-    output, *rest = op.run(number, inputs, states, tensors, [*numbers, *spike.scalars])
+    # A number in a tensor on the CPU serves any device in torch; a kernel needs it on its own.
+    tensors = [one if one.device == inputs[0].device else one.to(inputs[0].device) for one in call.tensors.values()]
+    output, *rest = op.run(number, inputs, states, tensors, (*call.numbers, *spike.scalars))
     if output.dtype != dtype:
         output = output.to(dtype)
     many = len(states)
     return Result(output, tuple(rest[:many]), tuple(rest[many:]))
+
+
+# ---------------------------------------------------------------- explanation
+
+_watchers: list[Callable[..., None]] = []
+
+
+def explained(module: nn.Module, x: Any) -> str:
+    """See :func:`snn_ext.explain`."""
+    names = {one: name for name, one in module.named_modules()}
+    running: list[nn.Module] = []
+    lines: list[str] = []
+
+    def watch(call: _Call, like: Tensor, single: bool, found: int | str, wanted: str) -> None:
+        where = running[-1] if running else module
+        label = f"{names[where]} ({type(where).__name__})" if names[where] else type(where).__name__
+        what = "step" if single else "sequence"
+        ran = f"torch, because {found}" if isinstance(found, str) else wanted
+        lines.append(f"{label}: {what} {list(like.shape)} {like.dtype} on {like.device}, backend={call.backend!r}")
+        lines.append(f"  runs in {ran}")
+        for other in kernels.MACHINES:
+            if other != ran:
+                reason = kernels.unavailable(other) or _kernels_for(call, like, other)
+                lines.append(f"  not {other}: {reason if isinstance(reason, str) else 'it can run, but is not chosen'}")
+
+    kept = {one: _shallow(vars(one)) for one in module.modules()}
+    hooks = [one.register_forward_pre_hook(lambda one, _: running.append(one)) for one in module.modules()]
+    hooks += [one.register_forward_hook(lambda *_: running.pop() and None) for one in module.modules()]
+    module.eval()
+    _watchers.append(watch)
+    try:
+        with torch.no_grad():
+            module(x)
+    finally:
+        _watchers.remove(watch)
+        for hook in hooks:
+            hook.remove()
+        for one, attributes in kept.items():
+            vars(one).clear()
+            vars(one).update(attributes)
+    return "\n".join(lines) or "no neuron of snn_ext ran"
+
+
+def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
+    return {name: copy(value) if isinstance(value, dict | list) else value for name, value in attributes.items()}
 
 
 # ---------------------------------------------------------------- checks
@@ -223,7 +290,8 @@ class _Call(NamedTuple):
     neuron: Neuron
     states: tuple[Tensor | float, ...]
     p: Values
-    tensors: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    numbers: list[float]
     spike: Callable[[Tensor], Tensor]
     fresh: bool
     detach_reset: bool
@@ -258,11 +326,14 @@ def _check(
     neuron.check_values(values)
     dtype = state_dtype(like)
     p = Values(**values, spike=spike)
-    tensors = []
+    tensors, numbers = {}, []
     for name in neuron.value_names:
-        if isinstance(values[name], Tensor):
-            tensors.append(name)
-            setattr(p, name, _check_value(neuron, name, values[name], like, shape, dtype))
+        value = values[name]
+        if isinstance(value, Tensor):
+            tensors[name] = _check_value(neuron, name, value, like, shape, dtype)
+        else:
+            numbers.append(float(value))
+    vars(p).update(tensors)
     given = (None,) * len(neuron.states) if states is None else tuple(states)
     if len(given) != len(neuron.states):
         raise ValueError(
@@ -275,7 +346,7 @@ def _check(
         ]
     )
     return _Call(
-        neuron, full, p, tuple(tensors), spike, given[0] is None, detach_reset, carry, trace, state_map, backend
+        neuron, full, p, tensors, numbers, spike, given[0] is None, detach_reset, carry, trace, state_map, backend
     )
 
 

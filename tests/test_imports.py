@@ -65,7 +65,7 @@ def room(path):
 def violations(path):
     """What a file imports against the design."""
     mine = room(path)
-    for name in imports(path):
+    for name in imports(path, top_level_only=not mine):  # explain() may reach up, when it is called
         first, *rest = name.split(".")
         if first in HOSTS and mine not in {first, *ABOVE}:
             yield f"{path.name}: the room {mine or 'top'!r} imports the host {first}"
@@ -160,7 +160,9 @@ def test_running_a_neuron_imports_no_compiler():
         "    sequence.run(n, x, None, v, spike=e.surrogate).output.sum().backward()\n"
     )
     modules = imported_by(run)
-    assert unwanted(modules, (*HOSTS, "cupy", "triton", "torch._inductor", "torch.utils.cpp_extension")) == set()
+    # A kernel is traced, compiled and run without any of these, which take seconds to import.
+    heavy = ("cupy", "triton", "sympy", "torch._dynamo", "torch._inductor", "torch.utils.cpp_extension")
+    assert unwanted(modules, (*HOSTS, *heavy)) == set()
 
 
 def test_every_name_in_all_resolves():
@@ -173,10 +175,12 @@ def test_every_name_in_all_resolves():
     assert found > 0
 
 
-def test_types_are_packaged():
-    assert (PACKAGE / "py.typed").is_file()
+def test_every_file_is_packaged():
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    assert "py.typed" in settings["tool"]["setuptools"]["package-data"]["snn_ext"]
+    packaged = set(settings["tool"]["setuptools"]["package-data"]["snn_ext"])
+    files = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.is_file()}
+    assert {"py.typed", "kernels/multistep.cuh"} <= packaged
+    assert {name for name in files if not name.endswith((".py", ".pyc"))} == packaged
 
 
 def test_every_public_thing_has_a_docstring():

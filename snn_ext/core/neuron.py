@@ -125,6 +125,7 @@ class Neuron:
     """A number of this object in this process: what torch.compile can keep where it cannot keep an object."""
     value_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
     """Names of all parameters, then all constants: what ``p`` must hold besides ``spike``."""
+    _names: frozenset[str] = field(init=False, compare=False, repr=False)
 
     def __reduce__(self) -> Any:
         # Equations are closures, which do not pickle: a neuron of a factory is remade by it.
@@ -141,6 +142,7 @@ class Neuron:
     def __post_init__(self) -> None:
         self._register()
         object.__setattr__(self, "value_names", (*(one.name for one in self.parameters), *self.constants))
+        object.__setattr__(self, "_names", frozenset(self.value_names))
         names = [*self.inputs, *self.states, *self.value_names]
         if not self.inputs or not self.states:
             raise ValueError(f"{self.name}: needs at least one input and one state")
@@ -162,7 +164,7 @@ class Neuron:
             TypeError: a value that is neither a number nor a tensor.
             ValueError: what was expected, what came.
         """
-        if len(values) != len(self.value_names) or any(name not in values for name in self.value_names):
+        if values.keys() != self._names:
             missing = sorted(set(self.value_names) - values.keys())
             unknown = sorted(values.keys() - set(self.value_names))
             raise ValueError(f"{self.name}: missing values {missing}, unknown values {unknown}")
@@ -176,11 +178,7 @@ class Neuron:
         """Refuse one value, as :meth:`check_values`, that is not in the domain of ``parameter``."""
         if torch.compiler.is_compiling():
             return
-        if type(value) is float or type(value) is int:
-            low = high = float(value)
-        elif not isinstance(value, Tensor | int | float) or isinstance(value, bool):
-            raise TypeError(f"{self.name}: {parameter.name} must be a number or a tensor, got {type(value).__name__}")
-        elif isinstance(value, Tensor):
+        if isinstance(value, Tensor):
             if value.device.type != "cpu" or value.numel() == 0:
                 return
             # Under torch.func the numbers are inside one wrapper per transform.
@@ -190,8 +188,10 @@ class Neuron:
                 low = high = value.item()
             else:
                 low, high = (end.item() for end in torch.aminmax(value.detach()))
-        else:
+        elif isinstance(value, int | float) and not isinstance(value, bool):
             low = high = float(value)
+        else:
+            raise TypeError(f"{self.name}: {parameter.name} must be a number or a tensor, got {type(value).__name__}")
         if not parameter.contains(low, high):
             got = f"{low:g}" if low == high or math.isnan(low) else f"values from {low:g} to {high:g}"
             raise ValueError(f"{self.name}: {parameter.name} must be {parameter.domain}, got {got}")

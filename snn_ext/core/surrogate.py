@@ -273,6 +273,10 @@ class Surrogate:
     numbers: tuple[tuple[str, float], ...] = ()
     fires_at_threshold: bool | None = None
     smooth: bool = False
+    structure: tuple[tuple[str, float], ...] = field(init=False, compare=False, repr=False)
+    """The numbers that decide how the expression looks; the others may change from call to call."""
+    scalars: tuple[float, ...] = field(init=False, compare=False, repr=False)
+    """The values of the others."""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -289,7 +293,10 @@ class Surrogate:
             if not (math.isfinite(value) and value > low):
                 bound = "" if math.isinf(low) else f" and > {low:g}"
                 raise ValueError(f"surrogate {self.kind}: {name} must be finite{bound}, got {value}")
+        fixed = KINDS[self.kind].structure
         object.__setattr__(self, "numbers", tuple(full.items()))
+        object.__setattr__(self, "structure", tuple(pair for pair in self.numbers if pair[0] in fixed))
+        object.__setattr__(self, "scalars", tuple(value for name, value in self.numbers if name not in fixed))
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.kind == "none" and not self.smooth:
@@ -317,18 +324,6 @@ class Surrogate:
     def primitive(self, x: Tensor) -> Tensor:
         """A smooth ``G`` with ``G' = g`` (almost everywhere)."""
         return KINDS[self.kind].primitive(x, **dict(self.numbers))
-
-    @property
-    def structure(self) -> tuple[tuple[str, float], ...]:
-        """The numbers that decide how the expression looks; the others may change from call to call."""
-        fixed = KINDS[self.kind].structure
-        return tuple(pair for pair in self.numbers if pair[0] in fixed)
-
-    @property
-    def scalars(self) -> tuple[float, ...]:
-        """The values of the numbers that are not :attr:`structure`."""
-        fixed = KINDS[self.kind].structure
-        return tuple(value for name, value in self.numbers if name not in fixed)
 
     def with_rule(self, fires_at_threshold: bool) -> Surrogate:
         """The same function with the host's rule at the threshold, unless it has one already."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import reference, surrogate
 from ..core.neuron import Neuron, Parameter, Values
-from . import cuda, op
+from . import op
 from .trace import Request
 
 _STEPS, _COUNT = 20, 300  # two segments, and a last block that is not full

@@ -441,7 +441,7 @@ def run(
         the output ``[T, N, *]``, the final states ``[N, *]``, and the traces ``[T, N, *]`` if it has them.
     """
     started = [isinstance(state, Tensor) for state in states]
-    numbers = [0.0 if isinstance(state, Tensor) else state for state in states] + list(numbers)
+    numbers = [*(0.0 if isinstance(state, Tensor) else state for state in states), *numbers]
     tensors = [*inputs, *(state for state in states if isinstance(state, Tensor)), *values]
     need = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     if torch.compiler.is_compiling() or type(inputs[0]) not in (Tensor, torch.nn.Parameter):

@@ -366,6 +366,19 @@ def _traced(request: Request, which: Gradient | None, known_ops: KnownOps) -> Gr
     return graph
 
 
+class _Root(torch.autograd.Function):
+    # Stands for grad_outputs=, for which torch imports sympy, half a second.
+
+    @staticmethod
+    def forward(ctx: Any, grads: list[Tensor], *outputs: Tensor) -> Tensor:
+        ctx.grads = grads
+        return outputs[0].new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, _: Tensor) -> Any:
+        return None, *ctx.grads
+
+
 def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -> Graph:
     neuron = request.neuron
     # Whatever mode the caller is in (no_grad, inference), this is a computation of its own.
@@ -407,10 +420,6 @@ def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -
                 **{f"gp_{name}": tensors[name] for name in which.learned},
             }
             reached = [(tensor, grad) for tensor, grad in outputs if tensor.requires_grad]
-            grads = torch.autograd.grad(
-                [tensor for tensor, _ in reached],
-                list(wanted.values()),
-                [grad for _, grad in reached],
-                allow_unused=True,
-            )
+            root = _Root.apply([grad for _, grad in reached], *(tensor for tensor, _ in reached))
+            grads = torch.autograd.grad(root, list(wanted.values()), allow_unused=True)
             return recorder.graph(dict(zip(wanted, grads, strict=True)))

@@ -70,4 +70,6 @@ def _enclosed(text: str, index: int) -> str:
     """A text that can stand beside others: in a namespace, its macros forgotten after it."""
     macros = dict.fromkeys(re.findall(r"^\s*#\s*define\s+(\w+)", text, re.MULTILINE))
     text = text.replace("launch_##name", f"launch_{index}_##name")
-    return "\n".join([f"namespace text_{index} {{", text, "}", *(f"#undef {name}" for name in macros if name not in "WK")])
+    return "\n".join(
+        [f"namespace text_{index} {{", text, "}", *(f"#undef {name}" for name in macros if name not in "WK")]
+    )

@@ -180,9 +180,16 @@ class Data:
         return [one.detach().cpu() for one in (*results, *gradients(loss, leaves))]
 
     @property
-    def sums(self) -> int:
-        """How many of the results of :meth:`run` are sums over neurons and time: the last ones."""
-        return len(self.row.learns)
+    def rounded(self) -> int:
+        """How many of the results of :meth:`run`, the last ones, equal the reference's only to rounding.
+
+        The learned values' gradients are sums over neurons and time, in an order of their own. Where nothing is
+        reset, a state of a trace before the reset is read by nothing but the next step, and autograd adds that
+        step's gradients and the trace's in another order.
+        """
+        row = self.row
+        together = row.reset == "none" and row.carry == "before_reset" and row.trace
+        return len(self.row.learns) + together * (len(self.inputs) + 1)
 
 
 SURROGATES = ("atan", "piecewise_quadratic", "sigmoid")
