@@ -25,15 +25,19 @@ def table():
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["snntorch", "spikingjelly", "own neuron"])
-def test_snippets_run(snippet):
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["snntorch", "spikingjelly", "kernels", "own neuron"])
+def test_snippets_run(snippet, capsys):
     names = {}
     exec(compile(snippet, "README.md", "exec"), names)
     if "logits" in names:
         assert names["logits"].shape == (8, 10)
         assert names["net"][0].weight.grad.abs().sum() > 0
+    elif "node" in names:
+        assert "runs in cpu" in capsys.readouterr().out
+        assert names["node"].backend == "torch"
     else:
         assert names["result"].output.any()
+        assert "adaptive" in names and "DEV void step_gradient(" in capsys.readouterr().out
 
 
 def test_the_table_is_the_catalogue():

@@ -54,7 +54,7 @@ class Entry:
 
 _LEAKS = {"decay": ("tau", "beta"), "decay_input": (True, False)}
 _RESETS = ("hard", "soft", "none")
-_EXACT = "torch path: steps = sequence = chunks, both hosts = core"
+_EXACT = "steps = sequence = chunks, both hosts = core, CPU kernel = torch"
 
 CATALOGUE: Mapping[str, Entry] = {
     "LIF": Entry(

@@ -163,7 +163,7 @@ def test_threads_compile_once(double):
         thread.start()
     for thread in threads:
         thread.join()
-    assert double.compiled == ["forward", "backward"]
+    assert double.compiled == ["forward", "backward"] and len(double.modules) == 3
     assert len(double.launches) == 16
 
 
