@@ -9,7 +9,6 @@ content, so a stale or damaged file is never loaded. ``CXX`` chooses the compile
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import hashlib
 import math
 import mmap
@@ -139,12 +138,14 @@ _forked = False
 def _after_fork() -> None:
     # OpenMP's threads do not exist in the child, and it would wait for them for ever; a lock may have been
     # held by another thread.
-    global _forked, _lock
-    _forked, _lock = True, threading.Lock()
+    global _forked
+    _forked = True
+    _locks.clear()
 
 
-_lock = threading.Lock()
-os.register_at_fork(after_in_child=_after_fork)
+_locks: dict[str, threading.Lock] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 # ---------------------------------------------------------------- compiler and cache
 
@@ -193,7 +194,7 @@ def _library(text: str) -> ctypes.CDLL:
         :32
     ]
     folder = _folder()
-    with _lock, _locked(folder / f"{key}.lock"):
+    with _locks.setdefault(key, threading.Lock()), _locked(folder / f"{key}.lock"):
         for file in folder.glob(f"{key}-*.so"):
             if file.stem == f"{key}-{_hash(file)}":
                 return ctypes.CDLL(str(file))
@@ -225,6 +226,8 @@ def _compile(command: Sequence[str], text: str, scratch: Path) -> Path:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """One process at a time; the others find the result in the cache."""
+    import fcntl  # not on Windows, where nothing is compiled
+
     with open(file, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield

@@ -64,11 +64,12 @@ _ARITHMETIC = {
     "ceil": "ceil_({self})",
     "round": "rint_({self})",
     "div_trunc": "trunc_({self} / {other})",
+    "threshold": "({self} <= {threshold} ? {value} : {self})",
     "threshold_backward": "({self} <= {threshold} ? 0 : {grad_output})",
     "hardtanh_backward": "({self} <= {min_val} || {self} >= {max_val} ? 0 : {grad_output})",
     # The tolerance class: torch's own results depend on its build, strides and chunks.
     "addcmul": "({self} + {value} * {tensor1} * {tensor2})",
-    "lerp": "({self} + {weight} * ({end} - {self}))",
+    "lerp": "({weight} < (real)0.5 ? {self} + {weight} * ({end} - {self}) : {end} - ({end} - {self}) * (1 - {weight}))",
     "sqrt": "sqrt_({self})",
     "rsqrt": "(1 / sqrt_({self}))",
     "exp": "exp_({self})",

@@ -175,53 +175,53 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
 #endif
 
 #ifdef BACKWARD
-// The gradients of the inputs, of the initial states where `grad_from_*` is not null, and of every learned
+// The gradients of the inputs, of the initial states where `gfrom_*` is not null, and of every learned
 // tensor per element. Segments of K steps from the end: replay the states from a checkpoint, then the
 // gradients of the steps in turn.
-#define GRAD_INPUT_ARGUMENT(x) IO* __restrict__ grad_##x, ll row_grad_##x,
-#define GRAD_STATE_ARGUMENT(u) const real* __restrict__ grad_final_##u, real* __restrict__ grad_from_##u,
+#define GRAD_INPUT_ARGUMENT(x) IO* __restrict__ grad_##x, ll grow_##x,
+#define GRAD_STATE_ARGUMENT(u) const real* __restrict__ gfinal_##u, real* __restrict__ gfrom_##u,
 #define GRAD_TENSOR_ARGUMENT(p) real* __restrict__ grad_##p,
 #if TRACE
-  #define GRAD_TRACE_ARGUMENT(u) const real* __restrict__ grad_trace_##u, ll row_trace_##u,
+  #define GRAD_TRACE_ARGUMENT(u) const real* __restrict__ gtrace_##u, ll trow_##u,
 #else
   #define GRAD_TRACE_ARGUMENT(u)
 #endif
-#define STATE_LANES(u) ALIGNED real at_##u[K][W], lanes_g_##u[W];
-#define LEARNED_LANES(p) ALIGNED real lanes_gp_##p[W];
-#define LOAD_GRAD_FINAL(u) LOAD_LANES(lanes_g_##u, grad_final_##u, grad_final_##u[n + j], 0)
-#define LOAD_GRAD_TRACE_LAST(u) lanes_g_##u[j] += grad_trace_##u[(T - 1) * row_trace_##u + n + j];
-#define ZERO_LEARNED(p) lanes_gp_##p[j] = 0;
+#define STATE_LANES(u) ALIGNED real at_##u[K][W], glanes_##u[W];
+#define LEARNED_LANES(p) ALIGNED real gplanes_##p[W];
+#define LOAD_GRAD_FINAL(u) LOAD_LANES(glanes_##u, gfinal_##u, gfinal_##u[n + j], 0)
+#define LOAD_GRAD_TRACE_LAST(u) glanes_##u[j] += gtrace_##u[(T - 1) * trow_##u + n + j];
+#define ZERO_LEARNED(p) gplanes_##p[j] = 0;
 #define LOAD_INITIAL(u) LOAD_LANES(at_##u[0], from_##u, from_##u[n + j], (real)fill_##u)
 #define LOAD_CHECKPOINT(u) LANES(j) at_##u[0][j] = checkpoint[j]; checkpoint += N;
 #define LOAD_STATE(u) const real u_##u = at_##u[i][j];
 #define STORE_STATE(u) at_##u[i + 1][j] = n_##u;
-#define LOAD_GRAD_STATE(u) const real g_##u = lanes_g_##u[j];
-#define STORE_GRAD_STATE(u) lanes_g_##u[j] = to_g_##u;
+#define LOAD_GRAD_STATE(u) const real g_##u = glanes_##u[j];
+#define STORE_GRAD_STATE(u) glanes_##u[j] = to_g_##u;
 #define GRAD_STATE_RESULTS(u) real to_g_##u;
 #define GRAD_INPUT_RESULTS(x) real to_gx_##x;
 #define GRAD_TENSOR_RESULTS(p) real to_gp_##p;
-#define STORE_GRAD_INPUT(x) st(grad_##x + (t0 + i) * row_grad_##x + n + j, to_gx_##x);
-#define ADD_LEARNED(p) lanes_gp_##p[j] += to_gp_##p;
+#define STORE_GRAD_INPUT(x) st(grad_##x + (t0 + i) * grow_##x + n + j, to_gx_##x);
+#define ADD_LEARNED(p) gplanes_##p[j] += to_gp_##p;
 #define HINT_PREVIOUS_INPUT(x) HINT(in_##x + (t0 - 1 - i) * row_##x + n, 0)
-#define STORE_GRAD_FROM(u) if (grad_from_##u) LANES(j) grad_from_##u[n + j] = lanes_g_##u[j];
-#define STORE_LEARNED(p) LANES(j) grad_##p[n + j] = lanes_gp_##p[j];
+#define STORE_GRAD_FROM(u) if (gfrom_##u) LANES(j) gfrom_##u[n + j] = glanes_##u[j];
+#define STORE_LEARNED(p) LANES(j) grad_##p[n + j] = gplanes_##p[j];
 #if TRACE && BEFORE_RESET
-  #define LOAD_GRAD_TRACE(u) const real q_##u = grad_trace_##u[(t0 + i) * row_trace_##u + n + j];
+  #define LOAD_GRAD_TRACE(u) const real q_##u = gtrace_##u[(t0 + i) * trow_##u + n + j];
 #elif TRACE
-  #define LOAD_GRAD_TRACE(u) const real q_##u = t0 + i ? grad_trace_##u[(t0 + i - 1) * row_trace_##u + n + j] : (real)0;
+  #define LOAD_GRAD_TRACE(u) const real q_##u = t0 + i ? gtrace_##u[(t0 + i - 1) * trow_##u + n + j] : (real)0;
 #else
   #define LOAD_GRAD_TRACE(u)
 #endif
 #define GRADIENT_LANES(GRADIENT) LANES(j) { \
     INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR) STATES(LOAD_GRAD_STATE) STATES(LOAD_GRAD_TRACE) \
-    const real gs = FETCHED(fetched_gs[i][j], ld(grad_out + (t0 + i) * row_grad_out + n + j)); \
+    const real gs = FETCHED(gs_fetched[i][j], ld(of_gs + (t0 + i) * row_of_gs + n + j)); \
     INPUTS(GRAD_INPUT_RESULTS) STATES(GRAD_STATE_RESULTS) LEARNED(GRAD_TENSOR_RESULTS) \
     GRADIENT; \
     INPUTS(STORE_GRAD_INPUT) STATES(STORE_GRAD_STATE) LEARNED(ADD_LEARNED) \
   }
 
 KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGUMENT)
-                const real* __restrict__ checkpoints, const IO* __restrict__ grad_out, ll row_grad_out,
+                const real* __restrict__ checkpoints, const IO* __restrict__ of_gs, ll row_of_gs,
                 STATES(GRAD_TRACE_ARGUMENT) INPUTS(GRAD_INPUT_ARGUMENT) STATES(GRAD_STATE_ARGUMENT)
                 LEARNED(GRAD_TENSOR_ARGUMENT) ll T, ll N NUMBERS(NUMBER_ARGUMENT)) {
   HERE
@@ -233,8 +233,8 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
   LANES(j) { STATES(LOAD_GRAD_TRACE_LAST) }
 #endif
   for (ll t0 = (T - 1) / K * K; t0 >= 0; t0 -= K) {
-    FETCH(INPUTS(FETCH_INPUT) real fetched_gs[K][W]; EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) LANES(j)
-      fetched_gs[i][j] = ld(grad_out + (t0 + i) * row_grad_out + n + j);)
+    FETCH(INPUTS(FETCH_INPUT) real gs_fetched[K][W]; EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) LANES(j)
+      gs_fetched[i][j] = ld(of_gs + (t0 + i) * row_of_gs + n + j);)
     if (t0) {
       const real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (STATES(COUNT) 0) * N + n;
       STATES(LOAD_CHECKPOINT)
@@ -246,7 +246,7 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
       (void)s; STATES(STORE_STATE)
     }
     EACH_STEP for (int i = K - 1; i >= 0; --i) if (t0 + i < T) {
-      HINT(grad_out + (t0 + i - 1) * row_grad_out + n, 0) INPUTS(HINT_PREVIOUS_INPUT)
+      HINT(of_gs + (t0 + i - 1) * row_of_gs + n, 0) INPUTS(HINT_PREVIOUS_INPUT)
 #if BEFORE_RESET
       if (t0 + i == T - 1) { GRADIENT_LANES(LAST_STEP_GRADIENT) } else
 #endif

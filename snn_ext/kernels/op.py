@@ -10,8 +10,8 @@ the first input, so that a channels-last input needs no copy.
 
 from __future__ import annotations
 
+import itertools
 import math
-import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -82,19 +82,20 @@ class Plan:
         return Surrogate(request.kind, (*request.structure, *pairs), request.fires_at_threshold, request.smooth)
 
 
-_PLANS: list[Plan] = []
+_PLANS: dict[int, Plan] = {}
 _NUMBERS: dict[Any, int] = {}
-_lock = threading.Lock()
+_next = itertools.count()
 
 
 def plan(request: Request, dtype: torch.dtype, trace: bool, backend: str) -> int:
     """The number of the plan for these arguments of :class:`Plan`; the first call makes it."""
     key = (request, dtype, trace, backend)
-    with _lock:
-        if key not in _NUMBERS:
-            _PLANS.append(Plan(*key))
-            _NUMBERS[key] = len(_PLANS) - 1
-        return _NUMBERS[key]
+    if key not in _NUMBERS:
+        # Without a lock, which a fork could leave held: of two threads' plans one is kept.
+        number = next(_next)
+        _PLANS[number] = Plan(*key)
+        _NUMBERS.setdefault(key, number)
+    return _NUMBERS[key]
 
 
 # ---------------------------------------------------------------- memory

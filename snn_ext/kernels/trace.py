@@ -177,16 +177,16 @@ class _Recorder(TorchDispatchMode):
         # Torch would import its compiler, two seconds, to keep it away from a mode.
         return False
 
-    def __init__(self, dtype: torch.dtype, size: int, known_ops: KnownOps) -> None:
+    def __init__(self, dtype: torch.dtype, shape: tuple[int, ...], known_ops: KnownOps) -> None:
         super().__init__()
-        self.dtype, self.size, self.known_ops = dtype, size, known_ops
+        self.dtype, self.shape, self.known_ops = dtype, shape, known_ops
         self.of: dict[int, Node] = {}
         self.alive: list[Tensor] = []  # ids are only unique among living objects
         self.names: dict[Node, str] = {}
 
     def arguments(self, prefix: str, names: Iterable[str], uniform: bool = False) -> Tensors:
         """New arguments of the traced function."""
-        shape, dtype = ((), torch.float64) if uniform else ((self.size,), self.dtype)
+        shape, dtype = ((), torch.float64) if uniform else (self.shape, self.dtype)
         tensors = tuple(torch.full(shape, 0.5, dtype=dtype, requires_grad=not uniform) for _ in names)
         for name, tensor in zip(names, tensors, strict=True):
             self._set(tensor, Node("argument", {}, "double" if uniform else "real", uniform, prefix + name))
@@ -244,7 +244,7 @@ class _Recorder(TorchDispatchMode):
                 raise Unsupported(f"aten::{op} changes a shape; the equations must be element-wise")
         else:
             node = self._operation(op, given, result)
-        if result.shape not in ((), (self.size,)):
+        if result.shape not in ((), self.shape):
             raise Unsupported(f"aten::{op} makes a tensor of another shape; the equations must be element-wise")
         self._set(result, node)
         return result
@@ -252,8 +252,10 @@ class _Recorder(TorchDispatchMode):
     def _operation(self, op: str, given: dict[str, Any], result: Tensor) -> Node:
         kinds: dict[torch.dtype, Kind] = {torch.float64: "double", torch.bool: "bool", self.dtype: "real"}
         uniform = result.dim() == 0
-        if result.dtype not in kinds:
-            raise Unsupported(f"aten::{op} makes {result.dtype}; kernels know the input's type, float64 and bool")
+        if result.dtype not in kinds or (result.dtype == torch.float64 != self.dtype and not uniform):
+            raise Unsupported(
+                f"aten::{op} makes {result.dtype} of {self.dtype} inputs; kernels know their type and bool"
+            )
         kind: Kind = "double" if uniform and result.dtype == torch.float64 else kinds[result.dtype]
         if op in _CONSTANTS:
             value = _CONSTANTS[op](given)
@@ -358,8 +360,8 @@ def gradient(request: Request, which: Gradient, known_ops: KnownOps) -> Graph:
 def _traced(request: Request, which: Gradient | None, known_ops: KnownOps) -> Graph:
     """Trace twice, in two types and shapes, and refuse what comes out differently."""
     wide, graph = (
-        _trace_once(request, which, _Recorder(dtype, size, known_ops))
-        for dtype, size in ((torch.float64, 3), (torch.float32, 2))
+        _trace_once(request, which, _Recorder(dtype, shape, known_ops))
+        for dtype, shape in ((torch.float64, (3, 1)), (torch.float32, (2,)))
     )
     if wide.shape() != graph.shape():
         raise Unsupported("the equations compute something else for another dtype or shape; write them element-wise")
