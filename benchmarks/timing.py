@@ -16,7 +16,6 @@ import resource
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
@@ -195,8 +194,7 @@ def yardsticks(elements: int) -> dict[str, Traffic]:
         RuntimeError: there is no compiler, or what it made computes something else.
     """
     # With the flags of the kernels; nothing among them makes the compiler use streaming stores.
-    with tempfile.TemporaryDirectory() as folder:
-        code = ctypes.CDLL(str(cpu._compile(cpu._compiler()[0], _TRIAD, Path(folder))))
+    code = cpu.library(_TRIAD)
     a, b, c = (torch.empty(elements) for _ in range(3))
     for array in (a, b, c):
         cpu.prefer_huge_pages(array)  # as under the kernels' outputs

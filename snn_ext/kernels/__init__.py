@@ -17,7 +17,7 @@ import torch
 from ..core import neuron as neurons
 from ..core.reference import Carry
 from . import check, cpu, cuda, op
-from .trace import Request, Unsupported
+from .trace import Request, Unsupported, captured
 
 MACHINES: dict[str, Any] = {"cpu": cpu, "cupy": cuda}
 """The backends with kernels."""
@@ -74,9 +74,8 @@ def plan_number(
             :class:`snn_ext.kernels.trace.Request`.
         dtype, trace, backend: see :class:`snn_ext.kernels.op.Plan`.
     """
-    return _planned(
-        handle, kind, structure, fires_at_threshold, smooth, tensors, detach_reset, carry, dtype, trace, backend
-    )
+    request = (kind, structure, fires_at_threshold, smooth, tensors, detach_reset, carry, captured(handle))
+    return _planned(handle, *request, dtype, trace, backend)
 
 
 @cache

@@ -1,37 +1,30 @@
 """The CPU backend: the kernel text through the machine's own C++ compiler.
 
-A kernel is compiled when it is first used and kept in a private folder of the user's cache
-(``SNN_EXT_CACHE``, else ``$XDG_CACHE_HOME/snn_ext``, else ``~/.cache/snn_ext``). The file's name holds
-the hash of what it was compiled from and by (text, flags, compiler, processor), and the hash of its
-content, so a stale or damaged file is never loaded. ``CXX`` chooses the compiler.
+A kernel is compiled when it is first used and kept (:mod:`snn_ext.kernels.store`) under what it was compiled from
+and by: text, flags, compiler, processor. ``CXX`` chooses the compiler.
 """
 
 from __future__ import annotations
 
 import ctypes
-import hashlib
 import math
 import mmap
 import os
 import platform
 import shlex
 import shutil
-import stat
 import struct
 import subprocess
 import sys
-import tempfile
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .. import __version__
+from .store import kept
 
 DEVICE = "cpu"
 """Type of the device whose tensors these kernels take."""
@@ -100,10 +93,10 @@ def load(text: str, kernels: tuple[tuple[str, str, tuple[int, ...]], ...]) -> di
         NoCompiler: there is none that can build a shared library.
         OSError: the cache folder cannot be used.
     """
-    library = _library(text)
+    compiled = library(text)
     loaded = {}
     for name, signature, work in kernels:
-        launch = getattr(library, f"launch_{name}")
+        launch = getattr(compiled, f"launch_{name}")
         launch.argtypes, launch.restype = (ctypes.c_longlong, ctypes.c_int, ctypes.c_char_p), None
         loaded[name] = Function(launch, signature, work)
     return loaded
@@ -136,14 +129,11 @@ _forked = False
 
 
 def _after_fork() -> None:
-    # OpenMP's threads do not exist in the child, and it would wait for them for ever; a lock may have been
-    # held by another thread.
+    # OpenMP's threads do not exist in the child, and it would wait for them for ever.
     global _forked
     _forked = True
-    _locks.clear()
 
 
-_locks: dict[str, threading.Lock] = {}
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
@@ -174,60 +164,21 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()} {features}"
 
 
-def _folder() -> Path:
-    """The cache folder: made private, refused where somebody else could write into it."""
-    chosen = os.environ.get("SNN_EXT_CACHE")
-    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_ext"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    status = folder.stat()
-    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError(
-            f"kernel cache {folder}: it must belong to you and be writable by nobody else (chmod 700), because code in "
-            "it is run; or set SNN_EXT_CACHE to another folder"
-        )
-    return folder
-
-
-def _library(text: str) -> ctypes.CDLL:
+def library(text: str) -> ctypes.CDLL:
+    """Any C++ text, compiled with the kernels' flags or taken from the cache, and loaded."""
     command, about = _compiler()
-    key = hashlib.sha256("\0".join([__version__, text, *command, *_FLAGS, about, _processor()]).encode()).hexdigest()[
-        :32
-    ]
-    folder = _folder()
-    with _locks.setdefault(key, threading.Lock()), _locked(folder / f"{key}.lock"):
-        for file in folder.glob(f"{key}-*.so"):
-            if file.stem == f"{key}-{_hash(file)}":
-                return ctypes.CDLL(str(file))
-            file.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            built = _compile(command, text, Path(scratch))
-            file = folder / f"{key}-{_hash(built)}.so"
-            os.replace(built, file)
-        return ctypes.CDLL(str(file))
+    file = kept([text, *command, *_FLAGS, about, _processor()], ".so", partial(_compile, command, text))
+    return ctypes.CDLL(str(file))
 
 
-def _hash(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
-
-
-def _compile(command: Sequence[str], text: str, scratch: Path) -> Path:
-    source, built = scratch / "kernel.cpp", scratch / "kernel.so"
+def _compile(command: Sequence[str], text: str, built: Path) -> None:
+    source = built.with_suffix(".cpp")
     source.write_text(text)
     errors = ""
     for openmp in ("-fopenmp", "-fopenmp-simd"):  # not every compiler has the threads
         arguments = [*command, *_FLAGS, openmp, str(source), "-o", str(built)]
         done = subprocess.run(arguments, capture_output=True, text=True, check=False)
         if done.returncode == 0:
-            return built
+            return
         errors += f"$ {shlex.join(arguments)}\n{done.stderr}\n"
     raise NoCompiler(f"the C++ compiler could not build a kernel:\n{errors}")
-
-
-@contextmanager
-def _locked(file: Path) -> Iterator[None]:
-    """One process at a time; the others find the result in the cache."""
-    import fcntl  # not on Windows, where nothing is compiled
-
-    with open(file, "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield

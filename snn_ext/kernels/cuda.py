@@ -2,15 +2,12 @@
 
 NVRTC is called directly. CuPy's own way from a text to a kernel (``RawModule(code=...)``) appends
 ``-ftz=true`` to the options it is given, the last one counts, and subnormal numbers become zero: the
-results would no longer be those of the reference. What NVRTC makes is kept in the folder of
-:mod:`snn_ext.kernels.cpu` and loaded with ``RawModule(path=...)``.
+results would no longer be those of the reference. What NVRTC makes is kept by
+:mod:`snn_ext.kernels.store` and loaded with ``RawModule(path=...)``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import os
-import tempfile
 import threading
 from collections.abc import Iterator
 from functools import cache
@@ -20,8 +17,7 @@ from typing import Any
 
 import torch
 
-from .. import __version__
-from . import cpu
+from .store import kept
 
 DEVICE = "cuda"
 """Type of the device whose tensors these kernels take."""
@@ -168,23 +164,15 @@ def compiled(text: str, architecture: int) -> bytes:
 
 
 def _binary(text: str, architecture: int) -> Path:
-    """The file with the machine code of a text; as :mod:`snn_ext.kernels.cpu` keeps its own."""
+    """The file with the machine code of a text."""
     import cupy
 
-    what = [__version__, text, *OPTIONS, str(architecture), str(cupy.cuda.nvrtc.getVersion())]
-    key = hashlib.sha256("\0".join(what).encode()).hexdigest()[:32]
-    folder = cpu._folder()
-    with cpu._locked(folder / f"{key}.lock"):
-        for file in folder.glob(f"{key}-*.cubin"):
-            if file.stem == f"{key}-{cpu._hash(file)}":
-                return file
-            file.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            made = Path(scratch) / "kernel.cubin"
-            made.write_bytes(compiled(text, architecture))
-            file = folder / f"{key}-{cpu._hash(made)}.cubin"
-            os.replace(made, file)
-        return file
+    made_of = [text, *OPTIONS, str(architecture), str(cupy.cuda.nvrtc.getVersion())]
+
+    def make(file: Path) -> None:
+        file.write_bytes(compiled(text, architecture))
+
+    return kept(made_of, ".cubin", make)
 
 
 # ---------------------------------------------------------------- this machine

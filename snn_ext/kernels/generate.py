@@ -16,11 +16,11 @@ import string
 import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from ctypes import c_float
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy
 import torch
 from torch import Tensor
 
@@ -242,7 +242,7 @@ class _Code:
         if math.isinf(number):
             return f"({kind})INFINITE" if number > 0 else f"(-({kind})INFINITE)"
         if kind == "real" and self.single:
-            rounded = float(numpy.float32(number))
+            rounded = c_float(number).value
             code = f"{rounded!r}f" if math.isfinite(rounded) else self._literal(rounded, kind)
         else:
             code = repr(number)

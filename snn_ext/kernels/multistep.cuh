@@ -5,6 +5,8 @@
 // In front of this text stand the lists INPUTS, STATES, TENSORS, NUMBERS, LEARNED (names, for the macros
 // below), SHARED (values alike for all elements), real (type of the arithmetic), IO (type of inputs and outputs), and K (steps per checkpoint).
 // Elements lie in rows: element n of step t is at [t * row + n]. A row of 0 repeats one step.
+// What is put before a name of the equations never begins like another one (glanes_, not lanes_g_): a
+// parameter may be called g_v.
 
 // ---------------------------------------------------------------- two kinds of machine
 typedef long long ll;
@@ -214,14 +216,14 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
 #endif
 #define GRADIENT_LANES(GRADIENT) LANES(j) { \
     INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR) STATES(LOAD_GRAD_STATE) STATES(LOAD_GRAD_TRACE) \
-    const real gs = FETCHED(gs_fetched[i][j], ld(of_gs + (t0 + i) * row_of_gs + n + j)); \
+    const real gs = FETCHED(gs_fetched[i][j], ld(all_gs + (t0 + i) * gs_row + n + j)); \
     INPUTS(GRAD_INPUT_RESULTS) STATES(GRAD_STATE_RESULTS) LEARNED(GRAD_TENSOR_RESULTS) \
     GRADIENT; \
     INPUTS(STORE_GRAD_INPUT) STATES(STORE_GRAD_STATE) LEARNED(ADD_LEARNED) \
   }
 
 KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGUMENT)
-                const real* __restrict__ checkpoints, const IO* __restrict__ of_gs, ll row_of_gs,
+                const real* __restrict__ checkpoints, const IO* __restrict__ all_gs, ll gs_row,
                 STATES(GRAD_TRACE_ARGUMENT) INPUTS(GRAD_INPUT_ARGUMENT) STATES(GRAD_STATE_ARGUMENT)
                 LEARNED(GRAD_TENSOR_ARGUMENT) ll T, ll N NUMBERS(NUMBER_ARGUMENT)) {
   HERE
@@ -234,7 +236,7 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
 #endif
   for (ll t0 = (T - 1) / K * K; t0 >= 0; t0 -= K) {
     FETCH(INPUTS(FETCH_INPUT) real gs_fetched[K][W]; EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) LANES(j)
-      gs_fetched[i][j] = ld(of_gs + (t0 + i) * row_of_gs + n + j);)
+      gs_fetched[i][j] = ld(all_gs + (t0 + i) * gs_row + n + j);)
     if (t0) {
       const real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (STATES(COUNT) 0) * N + n;
       STATES(LOAD_CHECKPOINT)
@@ -246,7 +248,7 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
       (void)s; STATES(STORE_STATE)
     }
     EACH_STEP for (int i = K - 1; i >= 0; --i) if (t0 + i < T) {
-      HINT(of_gs + (t0 + i - 1) * row_of_gs + n, 0) INPUTS(HINT_PREVIOUS_INPUT)
+      HINT(all_gs + (t0 + i - 1) * gs_row + n, 0) INPUTS(HINT_PREVIOUS_INPUT)
 #if BEFORE_RESET
       if (t0 + i == T - 1) { GRADIENT_LANES(LAST_STEP_GRADIENT) } else
 #endif

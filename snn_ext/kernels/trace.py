@@ -14,13 +14,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
+from types import CodeType, FunctionType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.neuron import Neuron, Tensors, Values
+from ..core.neuron import Neuron, Tensors, Values, by_handle
 from ..core.reference import Carry, settle
 from ..core.surrogate import KINDS, Spike, Surrogate
 
@@ -106,6 +108,7 @@ class Request:
         fires_at_threshold, smooth: as in :class:`~snn_ext.core.surrogate.Surrogate`.
         tensors: names of the values that are tensors; the others are numbers.
         detach_reset, carry: as in :func:`snn_ext.core.reference.run`.
+        captured: what the equations read besides, see :func:`captured`; a part of the text.
     """
 
     neuron: Neuron
@@ -116,6 +119,7 @@ class Request:
     tensors: tuple[str, ...]
     detach_reset: bool
     carry: Carry
+    captured: tuple[Any, ...] = ()
 
     @property
     def numbers(self) -> tuple[str, ...]:
@@ -126,6 +130,48 @@ class Request:
     def spike_numbers(self) -> tuple[str, ...]:
         """Names of the surrogate's numbers that are arguments of the kernel."""
         return tuple(name for name in KINDS[self.kind].defaults if name not in dict(self.structure))
+
+
+def captured(handle: int) -> tuple[Any, ...]:
+    """The numbers, strings and functions that a neuron's equations read out of closures and global names, now.
+
+    They become part of a kernel's text, so another value is another kernel. What is read out of other
+    objects (a list, an attribute) is read once: equations are functions of their arguments.
+    """
+    return tuple([container.get(key) if key else container.cell_contents for container, key in _sources(handle)])
+
+
+@cache
+def _sources(handle: int) -> list[tuple[Any, str]]:
+    """Where to find them: a namespace and a name, or a cell and no name."""
+    found: dict[tuple[int, str], tuple[Any, str]] = {}
+
+    def visit(function: FunctionType) -> None:
+        names = dict.fromkeys(name for code in _codes(function.__code__) for name in code.co_names)
+        places = [(cell, "") for cell in function.__closure__ or ()]
+        places += [(function.__globals__, name) for name in names if name in function.__globals__]
+        for container, key in places:
+            value = container[key] if key else container.cell_contents
+            if (id(container), key) in found or not isinstance(value, int | float | str | FunctionType | None):
+                continue
+            if isinstance(value, FunctionType) and value.__module__.partition(".")[0] == "torch":
+                continue
+            found[id(container), key] = (container, key)
+            if isinstance(value, FunctionType):
+                visit(value)
+
+    neuron = by_handle(handle)
+    for function in (neuron.charge, neuron.fire, neuron.reset):
+        if isinstance(function, FunctionType):
+            visit(function)
+    return list(found.values())
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _codes(constant)
 
 
 # Operations that return a value unchanged.

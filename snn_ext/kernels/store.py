@@ -1,0 +1,81 @@
+"""Where compiled kernels are kept: a private folder of the user.
+
+``SNN_EXT_CACHE``, else ``$XDG_CACHE_HOME/snn_ext``, else ``~/.cache/snn_ext``. A file's name holds the hash of
+what it was made from and the hash of its content, so a stale or damaged file is never used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import tempfile
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .. import __version__
+
+
+def kept(made_of: Iterable[str], suffix: str, make: Callable[[Path], None]) -> Path:
+    """The file made from these texts; it is made only if it is not there yet.
+
+    One thread of one process makes it, the others wait; a process that dies leaves nothing behind that another
+    would use.
+
+    Args:
+        made_of: everything the content depends on; this package's version is added.
+        suffix: of the file's name, with the dot.
+        make: writes the content to the path that it is given.
+
+    Raises:
+        OSError: the folder cannot be used, or belongs to somebody else.
+    """
+    key = hashlib.sha256("\0".join([__version__, *made_of]).encode()).hexdigest()[:32]
+    folder = _folder()
+    with _locks.setdefault(key, threading.Lock()), _locked(folder / f"{key}.lock"):
+        for file in folder.glob(f"{key}-*{suffix}"):
+            if file.stem == f"{key}-{_hash(file)}":
+                return file
+            file.unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / f"kernel{suffix}"
+            make(made)
+            file = folder / f"{key}-{_hash(made)}{suffix}"
+            os.replace(made, file)
+        return file
+
+
+def _folder() -> Path:
+    """The folder: made private, refused where somebody else could write into it."""
+    chosen = os.environ.get("SNN_EXT_CACHE")
+    folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_ext"
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = folder.stat()
+    if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(
+            f"kernel cache {folder}: it must belong to you and be writable by nobody else (chmod 700), because code in "
+            "it is run; or set SNN_EXT_CACHE to another folder"
+        )
+    return folder
+
+
+def _hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:32]
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """One process at a time."""
+    import fcntl  # not on Windows, where nothing is compiled
+
+    with open(file, "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+# A lock may be held by another thread at a fork, which the child does not have.
+_locks: dict[str, threading.Lock] = {}
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_locks.clear)
