@@ -17,7 +17,6 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from ctypes import c_float
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from ..core.neuron import Neuron, Value
 from ..core.reference import Carry
 from ..core.surrogate import Surrogate
 from . import trace
-from .trace import Gradient, Graph, Node, Request
+from .trace import Gradient, Graph, Node, Request, identifier, prefixed
 
 ELEMENT_TYPES: Mapping[torch.dtype, tuple[str, str]] = {
     torch.float32: ("float", "float"),
@@ -51,7 +50,7 @@ _ARITHMETIC = {
     "cube": "({self} * {self} * {self})",
     "inverse_square": "(1 / ({self} * {self}))",
     "abs": "abs_({self})",
-    "sign": "({self} > 0 ? (real)1 : {self} < 0 ? (real)-1 : {self} - {self})",
+    "sign": "({self} > 0 ? (real)1 : {self} < 0 ? (real)-1 : 0)",  # 0 for NaN too
     "relu": "({self} < 0 ? 0 : {self})",
     "clamp_min": "({self} < {min} ? {min} : {self})",
     "clamp_max": "({self} > {max} ? {max} : {self})",
@@ -66,7 +65,7 @@ _ARITHMETIC = {
     "div_trunc": "trunc_({self} / {other})",
     "threshold": "({self} <= {threshold} ? {value} : {self})",
     "threshold_backward": "({self} <= {threshold} ? 0 : {grad_output})",
-    "hardtanh_backward": "({self} <= {min_val} || {self} >= {max_val} ? 0 : {grad_output})",
+    "hardtanh_backward": "({self} > {min_val} && {self} < {max_val} ? {grad_output} : 0)",
     # The tolerance class: torch's own results depend on its build, strides and chunks.
     "addcmul": "({self} + {value} * {tensor1} * {tensor2})",
     "lerp": "({weight} < (real)0.5 ? {self} + {weight} * ({end} - {self}) : {end} - ({end} - {self}) * (1 - {weight}))",
@@ -120,7 +119,8 @@ def is_exact(request: Request) -> bool:
     like do not, and agree to about 3e-7 in float32.
     """
     graphs = [trace.step(request, _OPERANDS), trace.gradient(request, Gradient(request.tensors), _OPERANDS)]
-    return not any(node.op in _INEXACT for graph in graphs for node in graph.nodes())
+    # Numbers alike for all elements are computed as Python computes them.
+    return not any(node.op in _INEXACT and node.kind != "double" for graph in graphs for node in graph.nodes())
 
 
 def output_is_constant(request: Request) -> bool:
@@ -179,13 +179,13 @@ class _Code:
         )
         for i, node in enumerate(nodes):
             if node.op == "argument":
-                self.text[node] = identifier(node.name or "")
+                self.text[node] = node.name or ""
                 continue
             code = self._expression(node)
             if node.op in ("constant", "cast") and not isinstance(node.args.get("self"), Node):
                 self.text[node] = code
                 continue
-            name = identifier(graph.names.get(node, f"r{i}"))
+            name = graph.names.get(node, f"r{i}")
             if node.uniform:
                 self.text[node] = self.shared.name(node.kind, code)
             elif uses[node] == 1 and node not in graph.names and len(code) < 60:
@@ -261,12 +261,6 @@ def _bare(code: str) -> str:
     return code
 
 
-@cache
-def identifier(name: str) -> str:
-    """A C identifier for a Python one."""
-    return "".join(letter if letter.isascii() else f"_U{ord(letter):04X}" for letter in name)
-
-
 # ---------------------------------------------------------------- the text
 
 
@@ -276,10 +270,10 @@ class _Function:
     def __init__(self, name: str, graph: Graph, arguments: Iterable[str], shared: _Shared, single: bool) -> None:
         self.name = name
         code = _Code(graph, shared, single)
-        given = [identifier(argument) for argument in arguments]
+        given = list(arguments)
         results = {
-            identifier(f"to_{name}"): code.operand(0.0 if node is None else node, "real")
-            for name, node in graph.results.items()
+            f"to_{result}": code.operand(0.0 if node is None else node, "real")
+            for result, node in graph.results.items()
         }
         head = [
             *(f"const real {argument}" for argument in given),
@@ -292,11 +286,11 @@ class _Function:
 
 
 def _caller(result: str) -> str:
-    return identifier(f"to_{result}" if result.startswith("g") else result)
+    return f"to_{result}" if result.startswith("g") else result
 
 
 def _names(macro: str, names: Iterable[str]) -> str:
-    return f"#define {macro}(_) {' '.join(f'_({identifier(name)})' for name in names)}".rstrip()
+    return f"#define {macro}(_) {' '.join(f'_({name})' for name in names)}".rstrip()
 
 
 _TEXT = Path(__file__).with_name("multistep.cuh")
@@ -327,10 +321,8 @@ def _text(
     real, io = ELEMENT_TYPES[dtype]
     single = real == "float"
     neuron = request.neuron
-    tensors = [f"p_{name}" for name in request.tensors]
-    given = [f"x_{name}" for name in neuron.inputs] + [f"u_{name}" for name in neuron.states] + tensors
-    grads = [f"g_{name}" for name in neuron.states]
-    traced = [f"q_{name}" for name in neuron.states]
+    given = prefixed("x_", neuron.inputs) + prefixed("u_", neuron.states) + prefixed("p_", request.tensors)
+    grads, traced = prefixed("g_", neuron.states), prefixed("q_", neuron.states)
     shared = _Shared()
     functions = [_Function("step", trace.step(request, _OPERANDS), given, shared, single)]
     if learned is not None:
@@ -342,7 +334,7 @@ def _text(
         if request.carry == "before_reset":
             last = trace.gradient(request, Gradient(learned, trace_states, last=True), _OPERANDS)
             functions.append(_Function("last_step_gradient", last, [*given, "gs", *grads], shared, single))
-    numbers = [*(f"c_{name}" for name in request.numbers), *(f"a_{name}" for name in request.spike_numbers)]
+    numbers = prefixed("c_", request.numbers) + prefixed("a_", request.spike_numbers)
     head = [
         f"// {neuron.name}: {neuron.source}",
         f"// Surrogate {request.kind}; the reset {'is a constant' if request.detach_reset else 'has a gradient'}; "
@@ -352,10 +344,10 @@ def _text(
         f"#define IO {io}",
         f"#define BEFORE_RESET {int(request.carry == 'before_reset')}",
         f"#define TRACE {int(trace_states)}",
-        _names("INPUTS", neuron.inputs),
-        _names("STATES", neuron.states),
-        _names("TENSORS", request.tensors),
-        _names("LEARNED", learned or ()),
+        _names("INPUTS", map(identifier, neuron.inputs)),
+        _names("STATES", map(identifier, neuron.states)),
+        _names("TENSORS", map(identifier, request.tensors)),
+        _names("LEARNED", map(identifier, learned or ())),
         _names("NUMBERS", numbers),
     ]
     head += [f"#define {function.name.upper()} {function.call}" for function in functions]

@@ -44,7 +44,8 @@ typedef long long ll;
   BUILTIN(fabs) BUILTIN(trunc) BUILTIN(floor) BUILTIN(ceil) BUILTIN(sqrt) BUILTIN(exp) BUILTIN(log) BUILTIN(log1p)
   BUILTIN(expm1) BUILTIN(sin) BUILTIN(cos) BUILTIN(atan) BUILTIN(tanh) BUILTIN(erf)
   DEV float powf(float a, float b) { return __builtin_powf(a, b); }
-  DEV double pow(double a, double b) { return __builtin_pow(a, b); }
+  // Not a * a where b is 2, which rounds otherwise: Python does not.
+  DEV double pow(double a, double b) { __asm__("" : "+m"(b)); return __builtin_pow(a, b); }
 #endif
 #define INFINITE (1e300 * 1e300)
 #define NOT_A_NUMBER (INFINITE - INFINITE)

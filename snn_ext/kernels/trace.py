@@ -2,9 +2,9 @@
 
 One step, and the gradient that autograd computes for it, are run once on small tensors while a
 dispatch mode writes down every operation. Tensors stand for what differs between elements;
-0-dimensional float64 tensors stand for Python numbers, because torch then rounds where it
-rounds for numbers: arithmetic among them in double precision, and to the element type where
-they meet one. So the graph holds the operations of the reference, in its order.
+:class:`Number` stands for Python numbers, so that everything rounds where it does for those:
+arithmetic among them in double precision, and to the element type where they meet one. So the
+graph holds the operations of the reference, in its order.
 
 What cannot become a kernel is refused by name: an operation without C code, a number read out of
 a tensor, a tensor that came from outside, a value that depends on dtype or shape.
@@ -12,6 +12,7 @@ a tensor, a tensor that came from outside, a value that depends on dtype or shap
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -32,6 +33,40 @@ Kind = Literal["real", "double", "bool"]
 
 class Unsupported(ValueError):
     """A neuron or a spike function cannot become a kernel; the text says what stands in the way."""
+
+
+RESERVED = frozenset(
+    (
+        *(
+            "real",
+            "IO",
+            "K",
+            "W",
+            "DEV",
+            "KERNEL",
+            "ALIGNED",
+            "EACH_STEP",
+            "INFINITE",
+            "NOT_A_NUMBER",
+            "HERE",
+            "SHARED",
+        ),
+        *("FORWARD", "BACKWARD", "TRACE", "BEFORE_RESET", "STEP", "STEP_GRADIENT", "LAST_STEP_GRADIENT"),
+    )
+)
+"""Macros of the kernels' text that stand for something else wherever they occur."""
+
+
+@cache
+def identifier(name: str) -> str:
+    """A C identifier for a name of the equations; nothing but what the text puts in front makes it a variable."""
+    ascii_name = "".join(letter if letter.isascii() else f"_U{ord(letter):04X}" for letter in name)
+    return f"_{ascii_name}" if ascii_name.lstrip("_") in RESERVED else ascii_name
+
+
+def prefixed(prefix: str, names: Iterable[str]) -> list[str]:
+    """The C variables of that kind for these names of the equations."""
+    return [prefix + identifier(name) for name in names]
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +183,7 @@ def _sources(handle: int) -> list[tuple[Any, str]]:
 
     def visit(function: FunctionType) -> None:
         names = dict.fromkeys(name for code in _codes(function.__code__) for name in code.co_names)
-        places = [(cell, "") for cell in function.__closure__ or ()]
+        places: list[tuple[Any, str]] = [(cell, "") for cell in function.__closure__ or ()]
         places += [(function.__globals__, name) for name in names if name in function.__globals__]
         for container, key in places:
             value = container[key] if key else container.cell_contents
@@ -215,6 +250,53 @@ KnownOps = Mapping[str, tuple[str, ...]]
 """Per operation with C code the names of its operands."""
 
 
+_NO_NUMBER = "a number is read out of the equations (a Python `if`, float(), int() or max() on it)"
+
+
+class Number:
+    """A Python number of the equations, whose value a kernel learns when it runs.
+
+    With another number it computes as Python does; with a tensor torch does what it does for a number
+    (``2.0 / x``, say, is the reciprocal of x, doubled).
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = {name: getattr(value, "tensor", value) for name, value in (kwargs or {}).items()}
+        return func(*(value.tensor if isinstance(value, Number) else value for value in args), **kwargs)
+
+    def _read(self) -> Any:
+        raise Unsupported(_NO_NUMBER)
+
+    __bool__ = __float__ = __int__ = __index__ = _read
+
+    def __neg__(self) -> Number:
+        return Number(-self.tensor)
+
+    def __abs__(self) -> Number:
+        return Number(self.tensor.abs())
+
+
+def _operator(function: Callable[[Any, Any], Any], reflected: bool) -> Callable[[Number, Any], Any]:
+    def method(self: Number, other: Any) -> Any:
+        if isinstance(other, int | float):
+            other = Number(torch.scalar_tensor(other, dtype=torch.float64))
+        if not isinstance(other, Number):
+            return NotImplemented  # a tensor's own operators know what to do
+        pair = (other, self) if reflected else (self, other)
+        return Number(function(*(number.tensor for number in pair)))
+
+    return method
+
+
+for _name in ("add", "sub", "mul", "truediv", "pow", "floordiv", "mod", "lt", "le", "gt", "ge", "eq", "ne"):
+    setattr(Number, f"__{_name}__", _operator(getattr(operator, _name), False))
+    setattr(Number, f"__r{_name}__", _operator(getattr(operator, _name), True))
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down every operation on the tensors it knows."""
 
@@ -230,13 +312,20 @@ class _Recorder(TorchDispatchMode):
         self.alive: list[Tensor] = []  # ids are only unique among living objects
         self.names: dict[Node, str] = {}
 
-    def arguments(self, prefix: str, names: Iterable[str], uniform: bool = False) -> Tensors:
-        """New arguments of the traced function."""
-        shape, dtype = ((), torch.float64) if uniform else (self.shape, self.dtype)
-        tensors = tuple(torch.full(shape, 0.5, dtype=dtype, requires_grad=not uniform) for _ in names)
-        for name, tensor in zip(names, tensors, strict=True):
-            self._set(tensor, Node("argument", {}, "double" if uniform else "real", uniform, prefix + name))
-        return tensors
+    def arguments(self, prefix: str, names: Iterable[str]) -> Tensors:
+        """New arguments of the traced function, of the element type."""
+        tensors = []
+        for name in prefixed(prefix, names):
+            tensors.append(torch.full(self.shape, 0.5, dtype=self.dtype, requires_grad=True))
+            self._set(tensors[-1], Node("argument", {}, "real", False, name))
+        return tuple(tensors)
+
+    def numbers(self, prefix: str, names: tuple[str, ...]) -> dict[str, Number]:
+        """New arguments that stand for Python numbers."""
+        found = {name: Number(torch.full((), 0.5, dtype=torch.float64)) for name in names}
+        for number, name in zip(found.values(), prefixed(prefix, names), strict=True):
+            self._set(number.tensor, Node("argument", {}, "double", True, name))
+        return found
 
     def node(self, tensor: Tensor) -> Node:
         if id(tensor) not in self.of:
@@ -248,10 +337,10 @@ class _Recorder(TorchDispatchMode):
 
     def name(self, prefix: str, names: Iterable[str], tensors: Iterable[Tensor]) -> None:
         """Name intermediate results, for readable code."""
-        for name, tensor in zip(names, tensors, strict=True):
+        for name, tensor in zip(prefixed(prefix, names), tensors, strict=True):
             node = self.node(tensor)
             if node.op != "argument":
-                self.names.setdefault(node, prefix + name)
+                self.names.setdefault(node, name)
 
     def graph(self, results: Mapping[str, Tensor | None]) -> Graph:
         """What has been recorded, for these results."""
@@ -271,15 +360,14 @@ class _Recorder(TorchDispatchMode):
             raise Unsupported(_REFUSED[op])
         given = {argument.name: argument.default_value for argument in schema.arguments}
         given |= dict(zip(given, args, strict=False)) | kwargs
-        in_place = schema.is_mutable
-        if in_place:
+        written: list[Tensor] = []
+        if schema.is_mutable:
             if not op.endswith("_"):
                 raise Unsupported(f"aten::{op} writes into its arguments")
             op = op[:-1]
-            base = args[0]
-            shared = [t for t in self.alive if t is not base and t.data_ptr() == base.data_ptr()]
-            if any(id(t) in self.of for t in shared):
-                raise Unsupported(f"aten::{op}_ writes into a tensor that has another view")
+            written = [tensor for tensor in self.alive if tensor.data_ptr() == args[0].data_ptr()]
+            if any(tensor.shape != args[0].shape for tensor in written):
+                raise Unsupported(f"aten::{op}_ writes into a view of another shape")
         op = _OTHER_NAMES.get(op, op)
         result = func(*args, **kwargs)
         if not isinstance(result, Tensor):
@@ -292,7 +380,8 @@ class _Recorder(TorchDispatchMode):
             node = self._operation(op, given, result)
         if result.shape not in ((), self.shape):
             raise Unsupported(f"aten::{op} makes a tensor of another shape; the equations must be element-wise")
-        self._set(result, node)
+        for tensor in (result, *written):  # a detached tensor, say, is the same memory
+            self._set(tensor, node)
         return result
 
     def _operation(self, op: str, given: dict[str, Any], result: Tensor) -> Node:
@@ -312,14 +401,14 @@ class _Recorder(TorchDispatchMode):
             return self._make("cast", {"self": given["src"]}, kind, uniform)
         if op == "fill":
             return self._make("cast", {"self": given["value"]}, kind, uniform)
-        if op == "pow" and isinstance(given["exponent"], int | float) and isinstance(given["self"], Tensor):
+        if op == "pow" and kind != "double" and isinstance(given["exponent"], int | float):
             exponent = given["exponent"]
             if exponent in (0, 1):
                 return self._make("cast", {"self": 1.0 if exponent == 0 else given["self"]}, kind, uniform)
             if exponent in _POWERS:
                 return self._make(_POWERS[exponent], {"self": given["self"]}, kind, uniform)
-        if op == "clamp" and (given["min"] is None or given["max"] is None):
-            op = "clamp_max" if given["min"] is None else "clamp_min"
+        if op in ("clamp", "clamp_min", "clamp_max"):
+            return self._clamp(given["self"], given.get("min"), given.get("max"), kind, uniform)
         if op in ("add", "sub", "rsub") and given.pop("alpha", 1) != 1:
             raise Unsupported(f"aten::{op} with alpha=; write the product out")
         if given.get("rounding_mode") is not None:
@@ -331,12 +420,24 @@ class _Recorder(TorchDispatchMode):
         wanted = self.known_ops[op]
         return self._make(op, {name: given[name] for name in wanted}, kind, uniform)
 
+    def _clamp(self, x: Any, low: Any, high: Any, kind: Kind, uniform: bool) -> Node:
+        varying = [isinstance(bound, Tensor) and not self.node(bound).uniform for bound in (low, high)]
+        if any(varying):
+            # A bound of each element may be NaN, and the result is then.
+            if low is not None:
+                x = self._make("maximum", {"self": x, "other": low}, kind, uniform)
+            return x if high is None else self._make("minimum", {"self": x, "other": high}, kind, uniform)
+        if low is not None and high is not None:
+            return self._make("clamp", {"self": x, "min": low, "max": high}, kind, uniform)
+        op, bound = ("clamp_max", {"max": high}) if low is None else ("clamp_min", {"min": low})
+        return self._make(op, {"self": x, **bound}, kind, uniform)
+
     def _make(self, op: str, args: dict[str, Any], kind: Kind, uniform: bool) -> Node:
         nodes: dict[str, Node | float | bool] = {}
         for name, value in args.items():
             if isinstance(value, Tensor):
                 nodes[name] = self.node(value)
-            elif isinstance(value, bool | int | float):
+            elif isinstance(value, Node | bool | int | float):
                 nodes[name] = value
             else:
                 raise Unsupported(f"aten::{op}: {name} is {value!r}")
@@ -346,7 +447,7 @@ class _Recorder(TorchDispatchMode):
 
 @dataclass
 class _Symbolic:
-    """A surrogate whose numbers are tensors, for :class:`snn_ext.core.surrogate.Spike`."""
+    """A surrogate whose numbers are symbols, for :class:`snn_ext.core.surrogate.Spike`."""
 
     surrogate: Surrogate
     numbers: dict[str, Any] = field(default_factory=dict)
@@ -405,10 +506,13 @@ def gradient(request: Request, which: Gradient, known_ops: KnownOps) -> Graph:
 
 def _traced(request: Request, which: Gradient | None, known_ops: KnownOps) -> Graph:
     """Trace twice, in two types and shapes, and refuse what comes out differently."""
-    wide, graph = (
-        _trace_once(request, which, _Recorder(dtype, shape, known_ops))
-        for dtype, shape in ((torch.float64, (3, 1)), (torch.float32, (2,)))
-    )
+    recorders = [
+        _Recorder(dtype, shape, known_ops) for dtype, shape in ((torch.float64, (3, 1)), (torch.float32, (2,)))
+    ]
+    try:
+        wide, graph = (_trace_once(request, which, recorder) for recorder in recorders)
+    except (TypeError, AttributeError, RuntimeError, NotImplementedError) as error:
+        raise Unsupported(f"the equations cannot be traced ({type(error).__name__}: {error})") from error
     if wide.shape() != graph.shape():
         raise Unsupported("the equations compute something else for another dtype or shape; write them element-wise")
     return graph
@@ -433,15 +537,14 @@ def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -
     with torch.inference_mode(False), torch.enable_grad():
         inputs, states = recorder.arguments("x_", neuron.inputs), recorder.arguments("u_", neuron.states)
         tensors = dict(zip(request.tensors, recorder.arguments("p_", request.tensors), strict=True))
-        numbers = dict(zip(request.numbers, recorder.arguments("c_", request.numbers, uniform=True), strict=True))
-        of_spike = recorder.arguments("a_", request.spike_numbers, uniform=True)
+        numbers = recorder.numbers("c_", request.numbers)
         grad_s, grad_states, grad_trace = (
             recorder.arguments("", ["gs"]),
             recorder.arguments("g_", neuron.states),
             recorder.arguments("q_", neuron.states),
         )
         surrogate = Surrogate(request.kind, request.structure, request.fires_at_threshold, request.smooth)
-        spike_numbers = dict(zip(request.spike_numbers, of_spike, strict=True)) | dict(request.structure)
+        spike_numbers = recorder.numbers("a_", request.spike_numbers) | dict(request.structure)
         p = Values(**tensors, **numbers, spike=_Symbolic(surrogate, spike_numbers))
         with recorder:
             charged = neuron.charge(inputs, states, p)
@@ -455,19 +558,19 @@ def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -
             if which is None:
                 return recorder.graph(
                     {"s": output}
-                    | {f"h_{name}": state for name, state in zip(neuron.states, charged, strict=True)}
-                    | {f"n_{name}": state for name, state in zip(neuron.states, after, strict=True)}
+                    | dict(zip(prefixed("h_", neuron.states), charged, strict=True))
+                    | dict(zip(prefixed("n_", neuron.states), after, strict=True))
                 )
             outputs = [(output, grad_s[0]), *zip(after, grad_states, strict=True)]
             if which.trace and not which.last:
                 extra = states if request.carry == "after_reset" else charged
                 outputs += zip(extra, grad_trace, strict=True)
-            wanted = {
-                **{f"gx_{name}": x for name, x in zip(neuron.inputs, inputs, strict=True)},
-                **{f"g_{name}": u for name, u in zip(neuron.states, states, strict=True)},
-                **{f"gp_{name}": tensors[name] for name in which.learned},
-            }
+            wanted = dict(zip(prefixed("gx_", neuron.inputs), inputs, strict=True))
+            wanted |= zip(prefixed("g_", neuron.states), states, strict=True)
+            wanted |= zip(prefixed("gp_", which.learned), (tensors[name] for name in which.learned), strict=True)
             reached = [(tensor, grad) for tensor, grad in outputs if tensor.requires_grad]
+            if not reached:
+                return recorder.graph(dict.fromkeys(wanted))
             root = _Root.apply([grad for _, grad in reached], *(tensor for tensor, _ in reached))
             grads = torch.autograd.grad(root, list(wanted.values()), allow_unused=True)
             return recorder.graph(dict(zip(wanted, grads, strict=True)))
