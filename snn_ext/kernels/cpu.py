@@ -28,19 +28,16 @@ from .store import kept
 
 DEVICE = "cpu"
 """Type of the device whose tensors these kernels take."""
-WIDTH = 512
-"""Neighbouring elements that a CPU "thread" of the kernel owns, as vector lanes."""
 SEGMENT = 8
 """Steps between two checkpoints."""
-BLOCK = 1
-"""Threads in a block: the grid counts them all."""
+_WIDEST = 512  # elements of a block, which are vector lanes: with a segment's states they fit into the first cache
 
 _FLAGS = (
     *("-x", "c++", "-std=c++17", "-O2", "-shared", "-fPIC", "-march=native"),
     # No contraction: the reference rounds after each operation. The other two let comparisons become
     # vector masks, as torch itself is built.
     *("-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno"),
-    *("-Wno-unknown-pragmas", f"-DW={WIDTH}", f"-DK={SEGMENT}"),
+    *("-Wno-unknown-pragmas", f"-DW={_WIDEST}", f"-DK={SEGMENT}"),
 )
 # at::internal::GRAIN_SIZE: below it a second thread costs more than it does.
 _GRAIN = 32768
@@ -48,6 +45,10 @@ _GRAIN = 32768
 
 class NoCompiler(RuntimeError):
     """There is no working C++ compiler; the text says how to get one."""
+
+
+LAUNCHER = (ctypes.c_longlong, ctypes.c_int, ctypes.c_int, ctypes.c_char_p)
+"""Argument types of an exported launcher: grid, block, threads, arguments."""
 
 
 class Function:
@@ -64,10 +65,15 @@ class Function:
         self._pack = struct.Struct(signature).pack
 
     def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[float, ...], device: torch.device) -> None:
-        """Run and return when done. The grid counts blocks of :data:`WIDTH` elements."""
+        """Run and return when done."""
         work = math.prod(arguments[i] for i in self._work)
         threads = 1 if work <= _GRAIN or _forked else torch.get_num_threads()
-        self._launch(grid[0], threads, self._pack(*arguments))
+        self._launch(grid[0], block[0], threads, self._pack(*arguments))
+
+
+def block(steps: int) -> int:
+    """How many elements make a block; fewer where few steps go over each of them."""
+    return _WIDEST if steps > SEGMENT else _WIDEST // 2
 
 
 def unavailable() -> str | None:
@@ -97,7 +103,7 @@ def load(text: str, kernels: tuple[tuple[str, str, tuple[int, ...]], ...]) -> di
     loaded = {}
     for name, signature, work in kernels:
         launch = getattr(compiled, f"launch_{name}")
-        launch.argtypes, launch.restype = (ctypes.c_longlong, ctypes.c_int, ctypes.c_char_p), None
+        launch.argtypes, launch.restype = LAUNCHER, None
         loaded[name] = Function(launch, signature, work)
     return loaded
 

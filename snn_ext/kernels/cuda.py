@@ -21,8 +21,6 @@ from .store import kept
 
 DEVICE = "cuda"
 """Type of the device whose tensors these kernels take."""
-WIDTH = 1
-"""Elements that a thread of the kernel owns."""
 SEGMENT = 16
 """Steps between two checkpoints, and loads in flight."""
 BLOCK = 128
@@ -38,6 +36,11 @@ OPTIONS = (
 
 _MOST_BLOCKS = 2**31 - 1
 _WHEELS = ("cupy-cuda13x", "cupy-cuda12x", "cupy-cuda11x", "cupy")
+
+
+def block(steps: int) -> int:
+    """Threads in a block, whatever the number of steps."""
+    return BLOCK
 
 
 class Function:
@@ -64,8 +67,8 @@ class Function:
         """
         if grid[0] > _MOST_BLOCKS:
             raise ValueError(
-                f"a CUDA kernel takes at most {_MOST_BLOCKS * BLOCK * WIDTH} elements per step, got about "
-                f"{grid[0] * block[0] * WIDTH}; split the batch"
+                f"a CUDA kernel takes at most {_MOST_BLOCKS * BLOCK} elements per step, got about "
+                f"{grid[0] * block[0]}; split the batch"
             )
         import cupy
 

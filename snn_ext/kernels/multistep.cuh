@@ -1,9 +1,10 @@
 // A neuron over time: the loop, the checkpoints and the adjoint, around functions of one element that
-// are generated from the neuron's equations. One text for NVRTC (a GPU thread owns one element) and for
-// g++ or clang++ (a "thread" owns W neighbouring elements, which become vector lanes).
+// are generated from the neuron's equations. One text for NVRTC, where a thread owns an element, and for g++
+// or clang++, where one call does the work of a block of threads, in vector lanes.
 //
 // In front of this text stand the lists INPUTS, STATES, TENSORS, NUMBERS, LEARNED (names, for the macros
-// below), SHARED (values alike for all elements), real (type of the arithmetic), IO (type of inputs and outputs), and K (steps per checkpoint).
+// below), SHARED (values alike for all elements), real (type of the arithmetic), IO (type of inputs and
+// outputs), K (steps per checkpoint), and on the CPU W (the largest block).
 // Elements lie in rows: element n of step t is at [t * row + n]. A row of 0 repeats one step.
 // What is put before a name of the equations never begins like another one (glanes_, not lanes_g_): a
 // parameter may be called g_v.
@@ -14,6 +15,8 @@ typedef long long ll;
   #define DEV static __device__ __forceinline__
   #define KERNEL extern "C" __global__ void
   #define W 1
+  #define FIRST ((ll)blockIdx.x * blockDim.x + threadIdx.x)
+  #define OWNED 1
   #define LANES(j) for (int j = 0; j < 1; ++j)
   #define ALIGNED
   #define EACH_STEP _Pragma("unroll")
@@ -32,8 +35,9 @@ typedef long long ll;
   // The next row lies N elements on, which no hardware prefetcher guesses.
   #define HINT(pointer, writing) for (int j = 0; j < m; j += 64 / (int)sizeof(*(pointer))) __builtin_prefetch((pointer) + j, writing, 3);
   struct Index { unsigned x, y; };
-  static thread_local Index blockIdx, threadIdx;
-  static const Index blockDim = {1, 1};
+  static thread_local Index blockIdx, blockDim;
+  #define FIRST ((ll)blockIdx.x * blockDim.x)
+  #define OWNED blockDim.x
   DEV float __uint_as_float(unsigned u) { float f; __builtin_memcpy(&f, &u, 4); return f; }
   DEV unsigned __float_as_uint(float f) { unsigned u; __builtin_memcpy(&u, &f, 4); return u; }
   DEV float rintf(float a) { return __builtin_rintf(a); }
@@ -101,9 +105,9 @@ DEV float exp_(float a) {
 
 // ---------------------------------------------------------------- the loop
 #define HERE \
-  const ll n = ((ll)blockIdx.x * blockDim.x + threadIdx.x) * W; \
+  const ll n = FIRST; \
   if (n >= N) return; \
-  const int m = N - n < W ? (int)(N - n) : W; (void)m;
+  const int m = N - n < OWNED ? (int)(N - n) : (int)OWNED; (void)m;
 #define INPUT_ARGUMENT(x) const IO* __restrict__ in_##x, ll row_##x,
 #define STATE_ARGUMENT(u) const real* __restrict__ from_##u, double fill_##u,
 #define TENSOR_ARGUMENT(p) const real* __restrict__ tensor_##p, ll each_##p,
@@ -278,12 +282,18 @@ template <int... I> struct Count<0, I...> { typedef Indices<I...> type; };
 template <class... A, int... I> static void call(void (*kernel)(A...), const char* arguments, Indices<I...>) {
   kernel(*(const A*)(arguments + 8 * I)...);
 }
-template <class... A> static void launch(void (*kernel)(A...), ll grid, int threads, const char* arguments) {
+template <class... A> static void launch(void (*kernel)(A...), ll grid, int block, int threads, const char* arguments) {
   if (threads > grid) threads = (int)grid;
   #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static)
-  for (ll b = 0; b < grid; ++b) { blockIdx.x = (unsigned)b; call(kernel, arguments, typename Count<sizeof...(A)>::type()); }
+  for (ll b = 0; b < grid; ++b) {
+    blockIdx.x = (unsigned)b;
+    blockDim.x = (unsigned)block;
+    call(kernel, arguments, typename Count<sizeof...(A)>::type());
+  }
 }
-#define LAUNCH(name) extern "C" void launch_##name(ll grid, int threads, const char* arguments) { launch(name, grid, threads, arguments); }
+#define LAUNCH(name) extern "C" void launch_##name(ll grid, int block, int threads, const char* arguments) { \
+    launch(name, grid, block, threads, arguments); \
+  }
 #ifdef FORWARD
 LAUNCH(forward)
 #endif

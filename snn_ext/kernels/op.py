@@ -208,10 +208,11 @@ def _given(
     return arguments, alive
 
 
-def _launch(plan: Plan, kernel: Any, count: int, arguments: Sequence[float], device: torch.device) -> None:
+def _launch(plan: Plan, kernel: Any, steps: int, count: int, arguments: Sequence[float], device: torch.device) -> None:
+    """Launch over ``count`` elements; ``steps`` is about how many steps go over each."""
     if count:
-        block = plan.module.BLOCK
-        kernel((-(-count // (plan.module.WIDTH * block)),), (block,), tuple(arguments), device)
+        block = plan.module.block(steps)
+        kernel((-(-count // block),), (block,), tuple(arguments), device)
 
 
 def _forward(
@@ -235,7 +236,7 @@ def _forward(
     checkpoints = layout.checkpoints(plan, save)
     given += [result.data_ptr() for result in results]
     given += (checkpoints.data_ptr() if save else 0, layout.steps, layout.count, *numbers[plan.states :])
-    _launch(plan, plan.forward, layout.count, given, layout.device)
+    _launch(plan, plan.forward, layout.steps, layout.count, given, layout.device)
     return [*results, checkpoints]
 
 
@@ -302,7 +303,7 @@ def _backward(
     given += [partial.data_ptr() + i * count * partial.element_size() for i in range(len(values))]
     given += (layout.steps, count, *numbers[states:])
     kernels = plan.backward(learned)
-    _launch(plan, kernels["backward"], count, given, layout.device)
+    _launch(plan, kernels["backward"], layout.steps, count, given, layout.device)
     if values:
         results += _summed(plan, kernels["fold"], layout, partial, values)
     return results
@@ -343,7 +344,7 @@ def _fold(plan: Plan, fold: Any, data: Tensor, rows: int, columns: int) -> None:
     while rows > 1:
         fewer = -(-rows // _ROWS)
         given = [data.data_ptr(), len(data), data.stride(0), rows * columns, fewer * columns]
-        _launch(plan, fold, fewer * columns, given, data.device)
+        _launch(plan, fold, _ROWS, fewer * columns, given, data.device)
         rows = fewer
 
 

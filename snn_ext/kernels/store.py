@@ -51,7 +51,13 @@ def _folder() -> Path:
     """The folder: made private, refused where somebody else could write into it."""
     chosen = os.environ.get("SNN_EXT_CACHE")
     folder = Path(chosen) if chosen else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "snn_ext"
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        writable = os.access(folder, os.W_OK | os.X_OK)
+    except OSError as error:
+        raise OSError(f"kernel cache {folder}: {error.strerror}; set SNN_EXT_CACHE to another folder") from error
+    if not writable:
+        raise PermissionError(f"kernel cache {folder}: you may not write there; set SNN_EXT_CACHE to another folder")
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         raise PermissionError(

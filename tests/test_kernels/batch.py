@@ -19,6 +19,14 @@ from snn_ext.kernels import cpu, op
 TOGETHER = 24  # texts in a file
 
 
+def forget(monkeypatch) -> None:
+    """Know nothing of what this process has planned, loaded, found or said, until the test is over."""
+    monkeypatch.setattr(op, "_NUMBERS", {})
+    for module, names in ((kernels, ("_planned", "_warn_once")), (cpu, ("load", "_compiler", "_processor"))):
+        for name in names:
+            monkeypatch.setattr(module, name, cache(getattr(module, name).__wrapped__))
+
+
 class Batch:
     """Kernels that are compiled later, all together, at -O0: without contraction, no level rounds otherwise."""
 
@@ -29,9 +37,8 @@ class Batch:
 
     def install(self, monkeypatch) -> None:
         """Plans made from now on are of this batch, and are forgotten with it."""
-        monkeypatch.setattr(op, "_NUMBERS", {})
+        forget(monkeypatch)
         monkeypatch.setattr(cpu, "load", self.load)
-        monkeypatch.setattr(kernels, "_planned", cache(kernels._planned.__wrapped__))
 
     def load(self, text, signatures):
         """As :func:`cpu.load`."""
@@ -62,7 +69,7 @@ class _Function:
     def __call__(self, *arguments) -> None:
         if self.batch.libraries:
             launch = getattr(self.batch.libraries[self.index // TOGETHER], f"launch_{self.index}_{self.name}")
-            launch.argtypes, launch.restype = (ctypes.c_longlong, ctypes.c_int, ctypes.c_char_p), None
+            launch.argtypes, launch.restype = cpu.LAUNCHER, None
             cpu.Function(launch, self.signature, self.work)(*arguments)
 
 

@@ -360,6 +360,6 @@ def test_a_number_on_the_cpu_goes_where_the_input_is():
 
 def test_the_texts_and_the_options_agree():
     """The text's K is what op.py makes checkpoints for; the CPU's cache holds other kernels."""
-    assert f"-DK={cuda.SEGMENT}" in cuda.OPTIONS and cuda.WIDTH == 1
+    assert f"-DK={cuda.SEGMENT}" in cuda.OPTIONS and cuda.block(7) == cuda.BLOCK
     assert cpu.SEGMENT != cuda.SEGMENT
     assert "#define W 1" in generate.forward_text(ROW.request, torch.float32, False)

@@ -4,6 +4,7 @@ import itertools
 import logging
 import math
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -388,14 +389,16 @@ NAMES += [
 
 
 @pytest.mark.parametrize("carry", ["after_reset", "before_reset"])
-def test_any_name_will_do(carry):
+def test_any_name_will_do(carry, batch):
     """As a state, an input, a parameter and a constant: in any of these places, with v and k beside it."""
-    for turn in range(4):
+
+    def used_in(turn):
         kinds = [NAMES[(i + turn) % 4 :: 4] for i in range(4)]
         states, inputs, parameters, constants = ("v", *kinds[0]), ("x_", *kinds[1]), ("k", *kinds[2]), ("c", *kinds[3])
         neuron = plain(
-            lambda inputs, states, p, names=(*parameters, *constants): tuple(
-                state * 0.5 + sum(inputs) * sum(getattr(p, name) for name in names) for state in states
+            lambda inputs, states, p: tuple(
+                state * 0.5 + sum(inputs) * sum(getattr(p, name) for name in (*parameters, *constants))
+                for state in states
             ),
             states=states,
             inputs=inputs,
@@ -404,17 +407,26 @@ def test_any_name_will_do(carry):
             fire=lambda states, p: p.spike(sum(states)),
             reset=lambda states, s, p: tuple(state - s for state in states),
         )
-        values = {name: 0.01 * i for i, name in enumerate(constants)}
-        values |= {name: torch.full((3,), 0.02 * i) for i, name in enumerate(parameters)}
-        x = [torch.randn(3, 3) for _ in inputs]
+        numbers = {name: 0.01 * i for i, name in enumerate(constants)}
         found = []
         for backend in ("cpu", "torch"):
-            leaves = [leaf.clone().requires_grad_() for leaf in (*x, *(values[name] for name in parameters))]
-            given = values | dict(zip(parameters, leaves[len(x) :], strict=True))
-            result = run(neuron, leaves[: len(x)], None, given, carry=carry, backend=backend)
-            found.append((result, torch.autograd.grad(result.states[0].sum(), leaves[: len(x)])))
-        assert_identical(found[0][0], found[1][0])
-        assert all(identical(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
+            torch.manual_seed(0)
+            leaves = [torch.randn(3, 3).requires_grad_() for _ in inputs]
+            tensors = {name: torch.full((3,), 0.02 * i).requires_grad_() for i, name in enumerate(parameters)}
+            result = run(neuron, leaves, None, numbers | tensors, carry=carry, backend=backend)
+            loss = sum((i + 1) * state.sum() for i, state in enumerate(result.states))
+            found.append([result.output, *result.states, *torch.autograd.grad(loss, leaves)])
+        return not all(identical(a, b) for a, b in zip(*found, strict=True))
+
+    assert batch({turn: lambda turn=turn: used_in(turn) for turn in range(4)}) == {}
+
+
+def test_no_macro_replaces_a_name():
+    text = generate.kernel_text(Case("LIF").neuron, Case("LIF").values, SPIKE, carry="before_reset")
+    flags = [flag[2:].split("=")[0] for flag in cpu._FLAGS if flag.startswith("-D")]
+    assert {*re.findall(r"# *define (\w+)(?!\w|\()", text), *flags} == trace.RESERVED
+    assert len({trace.identifier(name) for name in (*NAMES, *trace.RESERVED, "_K", "__K")} & trace.RESERVED) == 0
+    assert trace.identifier("_K") != trace.identifier("K")
 
 
 # ---------------------------------------------------------------- what cannot become a kernel
