@@ -183,8 +183,9 @@ def _compile(command: Sequence[str], text: str, built: Path) -> None:
     errors = ""
     for openmp in ("-fopenmp", "-fopenmp-simd"):  # not every compiler has the threads
         arguments = [*command, *_FLAGS, openmp, str(source), "-o", str(built)]
-        done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-        if done.returncode == 0:
+        done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", check=False)
+        if done.returncode == 0 and built.exists():
             return
         errors += f"$ {shlex.join(arguments)}\n{done.stderr}\n"
-    raise NoCompiler(f"the C++ compiler could not build a kernel:\n{errors}")
+    # Without the folder, which is another one every time: the same failure is the same message.
+    raise NoCompiler(f"the C++ compiler could not build a kernel:\n{errors.replace(f'{built.parent}{os.sep}', '')}")

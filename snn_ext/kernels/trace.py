@@ -36,23 +36,10 @@ class Unsupported(ValueError):
 
 
 RESERVED = frozenset(
-    (
-        *(
-            "real",
-            "IO",
-            "K",
-            "W",
-            "DEV",
-            "KERNEL",
-            "ALIGNED",
-            "EACH_STEP",
-            "INFINITE",
-            "NOT_A_NUMBER",
-            "HERE",
-            "SHARED",
-        ),
-        *("FORWARD", "BACKWARD", "TRACE", "BEFORE_RESET", "STEP", "STEP_GRADIENT", "LAST_STEP_GRADIENT"),
-    )
+    """
+    real IO K W DEV KERNEL ALIGNED EACH_STEP INFINITE NOT_A_NUMBER HERE SHARED SHARED OWNED FORWARD
+    BACKWARD TRACE BEFORE_RESET STEP STEP_GRADIENT LAST_STEP_GRADIENT FIRST OWNED
+    """.split()
 )
 """Macros of the kernels' text that stand for something else wherever they occur."""
 

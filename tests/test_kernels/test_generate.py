@@ -246,7 +246,11 @@ ARITHMETIC = {
 
 @pytest.mark.parametrize("dtype", [F32, F64, BF16])
 def test_python_numbers_round_as_in_the_reference(dtype):
-    """Among themselves in double precision; in the type of the tensor where they meet one."""
+    """Among themselves in double precision; in the type of the tensor where they meet one.
+
+    The square of 2.759 is another one by pow than by multiplying it with itself.
+    """
+    assert 2.759**2 != 2.759 * 2.759
     functions = list(ARITHMETIC.values())
     names = tuple(f"o{i}" for i in range(len(functions)))
     neuron = plain(
@@ -258,7 +262,7 @@ def test_python_numbers_round_as_in_the_reference(dtype):
     tenth = torch.tensor(0.1, dtype=torch.float32).to(dtype)  # the float32 that stands for 0.1 is above it
     x = torch.cat([torch.randn(50), torch.tensor([0.0, -0.0, NAN, INF])]).to(dtype)
     x = torch.cat([x, tenth.view(1)]).view(1, -1)
-    for values in ({"a": 0.1, "b": 0.3, "c": 3}, {"a": 0.7 / 3, "b": 1.7, "c": 1}):
+    for values in ({"a": 0.1, "b": 0.3, "c": 3}, {"a": 0.7 / 3, "b": 1.7, "c": 1}, {"a": 2.759, "b": -1.0, "c": 2}):
         assert_as_reference(neuron, x, values=values)
 
 

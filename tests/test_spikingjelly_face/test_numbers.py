@@ -27,7 +27,6 @@ from .cases import (
     steps,
 )
 
-
 # Every choice on the reference; what users get, the kernels, on two.
 CHOICES = [("torch", v_reset, detach) for v_reset in (0.0, -0.25, None) for detach in (False, True)]
 CHOICES += [("auto", -0.25, False), ("auto", None, True)]
