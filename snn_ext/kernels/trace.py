@@ -35,12 +35,10 @@ class Unsupported(ValueError):
     """A neuron or a spike function cannot become a kernel; the text says what stands in the way."""
 
 
-RESERVED = frozenset(
-    """
-    real IO K W DEV KERNEL ALIGNED EACH_STEP INFINITE NOT_A_NUMBER HERE SHARED SHARED OWNED FORWARD
-    BACKWARD TRACE BEFORE_RESET STEP STEP_GRADIENT LAST_STEP_GRADIENT FIRST OWNED
-    """.split()
-)
+RESERVED = frozenset({
+    "real", "IO", "K", "W", "DEV", "KERNEL", "ALIGNED", "EACH_STEP", "INFINITE", "NOT_A_NUMBER", "HERE", "FIRST",
+    "OWNED", "SHARED", "FORWARD", "BACKWARD", "TRACE", "BEFORE_RESET", "STEP", "STEP_GRADIENT", "LAST_STEP_GRADIENT",
+})  # fmt: skip
 """Macros of the kernels' text that stand for something else wherever they occur."""
 
 
