@@ -17,7 +17,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from ctypes import c_float
-from pathlib import Path
+from functools import cache
 from typing import Any
 
 import torch
@@ -27,7 +27,7 @@ from ..core.neuron import Neuron, Value
 from ..core.reference import Carry
 from ..core.surrogate import Surrogate
 from . import trace
-from .trace import Gradient, Graph, Node, Request, identifier, prefixed
+from .trace import TEMPLATE, Gradient, Graph, Node, Request, identifier, prefixed
 
 ELEMENT_TYPES: Mapping[torch.dtype, tuple[str, str]] = {
     torch.float32: ("float", "float"),
@@ -112,20 +112,26 @@ _OPERANDS: Mapping[str, tuple[str, ...]] = {
 _INEXACT = frozenset(list(_ARITHMETIC)[list(_ARITHMETIC).index("addcmul") :])
 
 
+@cache
+def graph(request: Request, which: Gradient | None) -> Graph:
+    """The operations of a step, or of that gradient of one; traced once for all the texts made of them."""
+    return trace.step(request, _OPERANDS) if which is None else trace.gradient(request, which, _OPERANDS)
+
+
 def is_exact(request: Request) -> bool:
     """Whether a kernel equals the reference bit for bit, by the operations it is made of.
 
     Additions, multiplications, divisions, comparisons and choices round alike everywhere; exp and its
     like do not, and agree to about 3e-7 in float32.
     """
-    graphs = [trace.step(request, _OPERANDS), trace.gradient(request, Gradient(request.tensors), _OPERANDS)]
+    graphs = [graph(request, None), graph(request, Gradient(request.tensors))]
     # Numbers alike for all elements are computed as Python computes them.
-    return not any(node.op in _INEXACT and node.kind != "double" for graph in graphs for node in graph.nodes())
+    return not any(node.op in _INEXACT and node.kind != "double" for one in graphs for node in one.nodes())
 
 
 def output_is_constant(request: Request) -> bool:
     """Whether the output never has a gradient, as with a surrogate that has none."""
-    return "s" in trace.step(request, _OPERANDS).constant
+    return "s" in graph(request, None).constant
 
 
 def request_for(
@@ -293,9 +299,6 @@ def _names(macro: str, names: Iterable[str]) -> str:
     return f"#define {macro}(_) {' '.join(f'_({name})' for name in names)}".rstrip()
 
 
-_TEXT = Path(__file__).with_name("multistep.cuh")
-
-
 def forward_text(request: Request, dtype: torch.dtype, trace_states: bool) -> str:
     """The text of the kernel ``forward``.
 
@@ -324,21 +327,21 @@ def _text(
     given = prefixed("x_", neuron.inputs) + prefixed("u_", neuron.states) + prefixed("p_", request.tensors)
     grads, traced = prefixed("g_", neuron.states), prefixed("q_", neuron.states)
     shared = _Shared()
-    functions = [_Function("step", trace.step(request, _OPERANDS), given, shared, single)]
+    functions = [_Function("step", graph(request, None), given, shared, single)]
     if learned is not None:
         which = Gradient(learned, trace_states)
         arguments = [*given, "gs", *grads, *(traced if trace_states else [])]
-        functions.append(
-            _Function("step_gradient", trace.gradient(request, which, _OPERANDS), arguments, shared, single)
-        )
+        functions.append(_Function("step_gradient", graph(request, which), arguments, shared, single))
         if request.carry == "before_reset":
-            last = trace.gradient(request, Gradient(learned, trace_states, last=True), _OPERANDS)
+            last = graph(request, Gradient(learned, trace_states, last=True))
             functions.append(_Function("last_step_gradient", last, [*given, "gs", *grads], shared, single))
     numbers = prefixed("c_", request.numbers) + prefixed("a_", request.spike_numbers)
+    about = [f"// {neuron.name}: {neuron.source}", f"// States are carried {request.carry.replace('_', ' ')}."]
+    if learned is not None:  # a forward pass does not depend on it, and need not be compiled again
+        reset = "a constant" if request.detach_reset else "differentiated"
+        about.append(f"// Surrogate {request.kind}; the spike in the reset is {reset}.")
     head = [
-        f"// {neuron.name}: {neuron.source}",
-        f"// Surrogate {request.kind}; the reset {'is a constant' if request.detach_reset else 'has a gradient'}; "
-        f"states are carried {request.carry.replace('_', ' ')}.",
+        *about,
         f"#define {direction}",
         f"#define real {real}",
         f"#define IO {io}",
@@ -353,7 +356,7 @@ def _text(
     head += [f"#define {function.name.upper()} {function.call}" for function in functions]
     head.append("#define SHARED " + " ".join(f"const {kind} {name} = {code};" for name, (kind, code) in shared.items()))
     equations = "\n".join(function.code for function in functions)
-    return "\n".join(head) + "\n\n" + _TEXT.read_text().replace("//@EQUATIONS@", equations)
+    return "\n".join(head) + "\n\n" + TEMPLATE.replace("//@EQUATIONS@", equations)
 
 
 def kernel_text(

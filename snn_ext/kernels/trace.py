@@ -13,9 +13,11 @@ a tensor, a tensor that came from outside, a value that depends on dtype or shap
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any, Literal
 
@@ -35,18 +37,22 @@ class Unsupported(ValueError):
     """A neuron or a spike function cannot become a kernel; the text says what stands in the way."""
 
 
-RESERVED = frozenset({
-    "real", "IO", "K", "W", "DEV", "KERNEL", "ALIGNED", "EACH_STEP", "INFINITE", "NOT_A_NUMBER", "HERE", "FIRST",
-    "OWNED", "SHARED", "FORWARD", "BACKWARD", "TRACE", "BEFORE_RESET", "STEP", "STEP_GRADIENT", "LAST_STEP_GRADIENT",
-})  # fmt: skip
-"""Macros of the kernels' text that stand for something else wherever they occur."""
+TEMPLATE = Path(__file__).with_name("multistep.cuh").read_text()
+"""The text of a kernel, but for the equations and what is written in front of it."""
+
+# What the compiler replaces wherever it occurs: no name may be one of these.
+_MACROS = {
+    *re.findall(r"# *define (\w+)(?![\w(])", TEMPLATE),
+    *("K", "W", "real", "IO", "FORWARD", "BACKWARD", "TRACE", "BEFORE_RESET"),
+    *("SHARED", "STEP", "STEP_GRADIENT", "LAST_STEP_GRADIENT"),
+}
 
 
 @cache
 def identifier(name: str) -> str:
     """A C identifier for a name of the equations; nothing but what the text puts in front makes it a variable."""
     ascii_name = "".join(letter if letter.isascii() else f"_U{ord(letter):04X}" for letter in name)
-    return f"_{ascii_name}" if ascii_name.lstrip("_") in RESERVED else ascii_name
+    return f"_{ascii_name}" if ascii_name.lstrip("_") in _MACROS else ascii_name
 
 
 def prefixed(prefix: str, names: Iterable[str]) -> list[str]:

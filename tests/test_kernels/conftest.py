@@ -3,18 +3,22 @@
 import pytest
 
 from .batch import Batch, forget
+from .compare import differences, result_and_gradients
 
 
 @pytest.fixture
 def batch(tmp_path, monkeypatch):
-    """Run functions twice: to collect their kernels, and when all of them are compiled, cheaply, together."""
+    """Call functions twice: to collect their kernels, and when all of them are compiled, cheaply, together."""
     batch = Batch(tmp_path)
     batch.install(monkeypatch)
 
     def run_all(work):
-        """``work`` is a function per name; returns what is not empty of their results."""
+        """``work`` is a partial of :func:`differences`, or a function, per name; returns what is not empty."""
         for function in work.values():
-            function()
+            if getattr(function, "func", None) is differences:
+                result_and_gradients(*function.args, **function.keywords, backend="cpu")
+            else:
+                function()
         batch.build()
         return {name: found for name, function in work.items() if (found := function())}
 

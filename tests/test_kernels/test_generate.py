@@ -212,10 +212,7 @@ def test_every_operation_with_c_code_has_been_run():
     for table in (EXACT, TOLERANT):
         for part in parts_of(table):
             request = generate.request_for(operations(part), {}, SPIKE, False, "after_reset")
-            graphs = [
-                trace.step(request, generate._OPERANDS),
-                trace.gradient(request, trace.Gradient(()), generate._OPERANDS),
-            ]
+            graphs = [generate.graph(request, None), generate.graph(request, trace.Gradient(()))]
             seen |= {node.op for graph in graphs for node in graph.nodes()}
             assert generate.is_exact(request) is (table is EXACT), part.keys()
     assert generate.EXPRESSIONS.keys() - seen == set()
@@ -427,10 +424,12 @@ def test_any_name_will_do(carry, batch):
 
 def test_no_macro_replaces_a_name():
     text = generate.kernel_text(Case("LIF").neuron, Case("LIF").values, SPIKE, carry="before_reset")
-    flags = [flag[2:].split("=")[0] for flag in cpu._FLAGS if flag.startswith("-D")]
-    assert {*re.findall(r"# *define (\w+)(?!\w|\()", text), *flags} == trace.RESERVED
-    assert len({trace.identifier(name) for name in (*NAMES, *trace.RESERVED, "_K", "__K")} & trace.RESERVED) == 0
-    assert trace.identifier("_K") != trace.identifier("K")
+    flags = {flag[2:].split("=")[0] for flag in cpu._FLAGS if flag.startswith("-D")}
+    macros = flags | set(re.findall(r"# *define (\w+)(?![\w(])", text))
+    assert {"K", "real", "STEP", "LAST_STEP_GRADIENT"} <= macros
+    names = [*NAMES, *macros, "_K", "__K"]
+    assert macros.isdisjoint(map(trace.identifier, names))
+    assert len(set(map(trace.identifier, names))) == len(set(names))
 
 
 # ---------------------------------------------------------------- what cannot become a kernel

@@ -5,6 +5,8 @@ import io
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
@@ -53,13 +55,10 @@ def test_every_variant_of_every_neuron(name, dtype, batch):
     work = {}
     for case in (case for case in CASES if case.name == name):
         data = random_case(case, SHAPE, dtype)
-        for carry in CARRIES:
-            for detach in (False, True) if dtype == F32 else (False,):
-                options = {"carry": carry, "detach_reset": detach}
-                assert is_exact(case, data, **options)
-                work[f"{case} {options}"] = lambda case=case, data=data, options=options: differences(
-                    case, data, **options
-                )
+        for carry, detach in product(CARRIES, (False, True) if dtype == F32 else (False,)):
+            options = {"carry": carry, "detach_reset": detach}
+            assert is_exact(case, data, **options)
+            work[f"{case} {options}"] = partial(differences, case, data, **options)
     assert len(work) >= 6
     assert batch(work) == {}
 
@@ -74,40 +73,29 @@ def unusual(kind, **options):
 def test_the_adjoint_of_every_surrogate(name, batch):
     """x reset x detach, at NaN and infinity too; and smooth ones in float64, for the primitives."""
     work = {}
+    for kind, reset in product(KINDS, ("hard", "soft", "none")):
+        case = Case(name, (("reset", reset),))
+        data = random_case(case, SHAPE, F32)
+        for x in data.inputs:
+            x[3, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
+        for detach in (False, True):
+            work[f"{kind} {reset} {detach}"] = partial(differences, case, data, unusual(kind), detach_reset=detach)
     for kind in KINDS:
-        for reset in ("hard", "soft", "none"):
-            case = Case(name, (("reset", reset),))
-            data = random_case(case, SHAPE, F32)
-            for x in data.inputs:
-                x[3, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
-            for detach in (False, True):
-                work[f"{kind} {reset} {detach}"] = lambda case=case, data=data, kind=kind, detach=detach: differences(
-                    case, data, unusual(kind), detach_reset=detach
-                )
-        case = Case(name)
-        data = random_case(case, SHAPE, F64)
-        work[f"smooth {kind}"] = lambda case=case, data=data, kind=kind: differences(
-            case, data, unusual(kind, smooth=True)
-        )
+        data = random_case(Case(name), SHAPE, F64)
+        work[f"smooth {kind}"] = partial(differences, Case(name), data, unusual(kind, smooth=True))
     assert batch(work) == {}
 
 
 def test_half_inputs_are_the_float32_run_rounded(batch):
     """With numbers at which rounding goes wrong: NaN must stay NaN, and the largest float32 becomes infinite."""
     work = {}
-    for case in PUBLISHED:
+    for case, half, carry in product(PUBLISHED, (torch.bfloat16, torch.float16), CARRIES):
         data = random_case(case, SHAPE, F32)
         for x in data.inputs:
             x[0, 0] = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.4e38])
-        for half in (torch.bfloat16, torch.float16):
-            small = data._replace(inputs=tuple(x.to(half) for x in data.inputs))
-            for carry in CARRIES:
-                for spike in (case.spike, smooth(case.spike)):
-                    work[f"{case} {half} {carry} {spike.smooth}"] = (
-                        lambda case=case, data=small, spike=spike, carry=carry: differences(
-                            case, data, spike, carry=carry
-                        )
-                    )
+        small = data._replace(inputs=tuple(x.to(half) for x in data.inputs))
+        for spike in (case.spike, smooth(case.spike)):
+            work[f"{case} {half} {carry} {spike.smooth}"] = partial(differences, case, small, spike, carry=carry)
     assert batch(work) == {}
 
 
