@@ -15,6 +15,7 @@ from __future__ import annotations
 import platform
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -99,10 +100,13 @@ def _compare(report: _Report, backend: str, device: torch.device, expected: str)
         for dtype in _DTYPES if i == 0 else _DTYPES[:1]:
             report.check(
                 f"{name}, {str(dtype).removeprefix('torch.')}",
-                lambda entry=entry, dtype=dtype: _difference(  # type: ignore[misc]
-                    _run(entry, dtype, device, backend), _run(entry, dtype, torch.device("cpu"), expected), expected
-                ),
+                partial(_agree, entry, dtype, device, backend, expected),
             )
+
+
+def _agree(entry: Entry, dtype: torch.dtype, device: torch.device, backend: str, expected: str) -> str | None:
+    want = _run(entry, dtype, torch.device("cpu"), expected)
+    return _difference(_run(entry, dtype, device, backend), want, expected)
 
 
 def _gpus(report: _Report, expected: str) -> None:
@@ -117,7 +121,7 @@ def _gpus(report: _Report, expected: str) -> None:
             report.title(f"GPU {index}: {torch.cuda.get_device_name(index)}")
             report.fact("compute capability", cupy.cuda.Device(index).compute_capability)
             _compare(report, "cupy", device, expected)
-            report.check("two streams at once", lambda device=device: _streams(device, expected))  # type: ignore[misc]
+            report.check("two streams at once", partial(_streams, device, expected))
     if count == 1:
         report.not_checked("a second GPU", "there is one")
 
@@ -136,7 +140,7 @@ def _compile_only(report: _Report) -> None:
     if problem:
         return
     for name, entry in CATALOGUE.items():
-        report.check(f"{name} compiles for compute capability 9.0, not run", lambda entry=entry: _compiles(entry))  # type: ignore[misc]
+        report.check(f"{name} compiles for compute capability 9.0, not run", partial(_compiles, entry))
 
 
 def _compiles(entry: Entry) -> None:

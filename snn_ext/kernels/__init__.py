@@ -16,11 +16,10 @@ import torch
 
 from ..core import neuron as neurons
 from ..core.reference import Carry
-from . import check, cpu, cuda, op
+from . import check, op
 from .trace import Request, Unsupported, captured
 
-MACHINES: dict[str, Any] = {"cpu": cpu, "cupy": cuda}
-"""The backends with kernels."""
+MACHINES = op.BACKENDS
 
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -32,7 +31,7 @@ def _constant(function: _Function) -> _Function:
 
     That function imports the compiler, more than a second, to set this attribute.
     """
-    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    vars(function)["_dynamo_marked_constant"] = True
     return function
 
 

@@ -205,12 +205,12 @@ class _Code:
             return self._literal(node.args["value"], node.kind)
         if node.op == "cast":
             return self.operand(node.args["self"], node.kind)
-        kind = node.kind
+        kind: str = node.kind
         if node.op in _COMPARISONS:
             # Compared in the type the operands promote to: what differs between elements decides.
             varying: list[str] = [n.kind for n in node.operands() if not n.uniform and n.kind != "bool"]
             kinds: list[str] = varying or [n.kind for n in node.operands()]
-            kind = "double" if "double" in kinds else kinds[0]  # type: ignore[assignment]
+            kind = "double" if "double" in kinds else kinds[0]
         operands = {
             name: self.operand(value, "bool" if node.op in _LOGICAL or name in ("condition", "mask") else kind)
             for name, value in node.args.items()
@@ -378,5 +378,5 @@ def kernel_text(
         Unsupported: the equations cannot become a kernel; says why.
     """
     request = request_for(neuron, values, spike, detach_reset, carry)
-    learned = tuple(name for name in request.tensors if values[name].requires_grad)  # type: ignore[union-attr]
+    learned = tuple(name for name, one in values.items() if isinstance(one, Tensor) and one.requires_grad)
     return forward_text(request, dtype, False) + "\n" + backward_text(request, dtype, False, learned)

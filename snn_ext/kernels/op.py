@@ -26,7 +26,8 @@ from .trace import Request
 
 Strides = tuple[int, ...]
 
-_BACKENDS: dict[str, Any] = {"cpu": cpu, "cupy": cuda}
+BACKENDS: dict[str, Any] = {"cpu": cpu, "cupy": cuda}
+"""The backends with kernels, each a module."""
 _ROWS = 64  # that one stage of the sum over partial gradients adds up
 
 
@@ -46,7 +47,7 @@ class Plan:
 
     def __init__(self, request: Request, dtype: torch.dtype, trace: bool, backend: str) -> None:
         self.request, self.dtype, self.trace = request, dtype, trace
-        self.module = _BACKENDS[backend]
+        self.module = BACKENDS[backend]
         self.inputs, self.states = len(request.neuron.inputs), len(request.neuron.states)
         self.tensors, self.numbers = len(request.tensors), len(request.numbers) + len(request.spike_numbers)
         self._backward: dict[tuple[bool, ...], Any] = {}
@@ -112,7 +113,7 @@ class _Layout:
         self.real = state_dtype(x)
         self.count = math.prod(self.shape)
         self.plain = x.is_contiguous() or not _is_dense(self.shape, x.stride()[1:])
-        self.strides = contiguous_strides(self.shape) if self.plain else x.stride()[1:]
+        self.strides = _contiguous_strides(self.shape) if self.plain else x.stride()[1:]
 
     def rows(self, x: Tensor) -> tuple[Tensor, int]:
         """``x`` ``[T, N, *]`` in this order, and the distance between two steps in elements."""
@@ -154,7 +155,7 @@ def _prefer_huge_pages(tensor: Tensor) -> None:
         cpu.prefer_huge_pages(tensor)
 
 
-def contiguous_strides(shape: Sequence[int]) -> Strides:
+def _contiguous_strides(shape: Sequence[int]) -> Strides:
     """The strides of a contiguous tensor."""
     strides, size = [], 1
     for extent in reversed(shape):
