@@ -7,6 +7,7 @@ numbers: a sequence, its steps one by one, and its chunks with carried states ag
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from copy import copy
 from typing import Any, NamedTuple, get_args
@@ -18,6 +19,7 @@ from torch.autograd import forward_ad
 from . import kernels
 from .core import reference
 from .core.neuron import Neuron, Tensors, Value, Values, state_dtype, widened
+from .core.quantize import MultiBit, Tracking
 from .core.reference import Carry, Result
 from .core.surrogate import Surrogate
 from .kernels import op
@@ -73,7 +75,8 @@ def run(
         values: every parameter and constant of the neuron by name, in effective form: numbers,
             or tensors that broadcast against ``[N, *]`` (``[]`` per layer, ``[F]`` per neuron,
             ``[C, 1, 1]`` per channel).
-        spike: the spike function, for example ``surrogate.triangle()``.
+        spike: the spike function: a :class:`~snn_ext.core.surrogate.Surrogate`, for example
+            ``surrogate.triangle()``; a :class:`~snn_ext.core.quantize.MultiBit`; or any callable on tensors.
         detach_reset: treat the spike inside the reset as a constant.
         carry: ``"after_reset"`` or ``"before_reset"``, see :func:`snn_ext.core.reference.run`.
         trace: also return the carried states of every step.
@@ -92,23 +95,10 @@ def run(
             unknown backend or carry.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    inputs = _check_inputs(neuron, inputs, axes=2)
-    like = inputs[0]
-    call = _check(neuron, like, like.shape[1:], states, values, spike, detach_reset, carry, trace, state_map, backend)
-    chosen = _choose(call, like)
-    if isinstance(chosen, int) and isinstance(spike, Surrogate):
-        return _run_kernels(chosen, call, spike, inputs)
-    return reference.run_sequence(
-        neuron,
-        inputs,
-        call.states,
-        call.p,
-        detach_reset=detach_reset,
-        carry=carry,
-        fresh=call.fresh,
-        trace=trace,
-        state_map=state_map,
-    )
+    settings = _Settings(detach_reset, carry, trace, state_map, backend)
+    if isinstance(spike, MultiBit):
+        return _run_multi_bit(_run, neuron, inputs, states, values, spike, settings)
+    return _run(neuron, inputs, states, values, spike, settings)
 
 
 def step(
@@ -128,25 +118,147 @@ def step(
     As :func:`run`, with inputs ``[N, *]`` and no time axis; the result has no trace. ``"auto"`` takes a
     kernel only for steps of 32768 elements and more; below, torch is as fast.
     """
+    settings = _Settings(detach_reset, carry, False, state_map, backend)
+    if isinstance(spike, MultiBit):
+        return _run_multi_bit(_step, neuron, inputs, states, values, spike, settings)
+    return _step(neuron, inputs, states, values, spike, settings)
+
+
+class _Settings(NamedTuple):
+    """The arguments of :func:`run` and :func:`step` that do not depend on the neuron."""
+
+    detach_reset: bool
+    carry: Carry
+    trace: bool
+    state_map: Callable[[Tensor], Tensor] | None
+    backend: str
+
+
+_Inputs = Tensor | Sequence[Tensor]
+_States = Sequence[Value | None] | None
+_Spike = Callable[[Tensor], Tensor]
+
+
+def _run(
+    neuron: Neuron,
+    inputs: _Inputs,
+    states: _States,
+    values: Mapping[str, Value] | None,
+    spike: _Spike,
+    settings: _Settings,
+    before: Mapping[str, Any] | None = None,
+) -> Result:
+    """As :func:`run`; ``before`` are values, and ``spike``, with which the passed states fired."""
+    inputs = _check_inputs(neuron, inputs, axes=2)
+    call = _check(neuron, inputs[0], inputs[0].shape[1:], states, values, spike, settings, before)
+    chosen = _choose(call, inputs[0])
+    if isinstance(chosen, int) and isinstance(spike, Surrogate):
+        return _run_kernels(chosen, call, spike, inputs)
+    return reference.run_sequence(neuron, inputs, call.states, call.p, **call.for_reference())
+
+
+def _step(
+    neuron: Neuron,
+    inputs: _Inputs,
+    states: _States,
+    values: Mapping[str, Value] | None,
+    spike: _Spike,
+    settings: _Settings,
+    before: Mapping[str, Any] | None = None,
+) -> Result:
+    """As :func:`_run`, for :func:`step`."""
     inputs = _check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
-    call = _check(neuron, like, like.shape, states, values, spike, detach_reset, carry, False, state_map, backend)
+    call = _check(neuron, like, like.shape, states, values, spike, settings, before)
     chosen = _choose(call, like, single=True)
     if isinstance(chosen, int) and isinstance(spike, Surrogate):
         result = _run_kernels(chosen, call, spike, tuple(x.unsqueeze(0) for x in inputs))
         return Result(result.output.squeeze(0), result.states)
-    outputs, final, _ = reference.run(
-        neuron,
-        [tuple(map(widened, inputs))],
-        tuple(reference.filled(state, like) for state in call.states),
-        call.p,
-        detach_reset=detach_reset,
-        carry=carry,
-        fresh=call.fresh,
-        trace=False,
-        state_map=state_map,
-    )
+    full = tuple(reference.filled(state, like) for state in call.states)
+    outputs, final, _ = reference.run(neuron, [tuple(map(widened, inputs))], full, call.p, **call.for_reference())
     return Result(outputs[0].to(like.dtype), final)
+
+
+# ---------------------------------------------------------------- spikes with several levels
+
+# It stands where a spike function must, and is not called: the neuron brings its own.
+_UNUSED = Surrogate("straight_through")
+
+
+def _run_multi_bit(
+    run: Callable[..., Result],
+    neuron: Neuron,
+    inputs: _Inputs,
+    states: _States,
+    values: Mapping[str, Value] | None,
+    spike: MultiBit,
+    settings: _Settings,
+) -> Result:
+    """Run a neuron whose output has several levels, and let its range follow what it saw.
+
+    The range is written when everything else has succeeded.
+    """
+    given = _given(neuron, states)
+    many = len(given)
+    values = dict(values or {})
+    before = {"reach": spike.used} if spike.follows else None
+    if spike.training and spike.mode == "ema_step":
+        return _run_tracking(run, neuron, inputs, given, values, spike, settings)
+    if spike.training and spike.mode == "ema_sequence":
+        watched = (*given, -math.inf, math.inf)
+        result = run(
+            spike.neuron(neuron, "watched"), inputs, watched, values | spike.values(), _UNUSED, settings, before
+        )
+        if result.output.numel():
+            spike.observe(result.states[many].amax(), result.states[many + 1].amin())
+    else:
+        result = run(spike.neuron(neuron), inputs, given, values | spike.values(), _UNUSED, settings, before)
+        if spike.follows and result.output.numel():
+            spike.used = spike.reach.clone()
+    return Result(result.output, result.states[:many], result.trace[:many])
+
+
+def _run_tracking(
+    run: Callable[..., Result],
+    neuron: Neuron,
+    inputs: _Inputs,
+    states: tuple[Value | None, ...],
+    values: dict[str, Value],
+    spike: MultiBit,
+    settings: _Settings,
+) -> Result:
+    """``mode="ema_step"`` in training: the range of a step needs all of the layer's potentials.
+
+    No kernel has that barrier, so the steps run in torch. For a gradient they only record the ranges; the
+    sequence then runs again with those given, fused, forward and backward.
+    """
+    tracking = spike.tracking()
+    before = {"spike": spike.as_used}
+    inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
+    if run is _run and settings.backend == "auto" and torch.is_grad_enabled() and _fuses(inputs, settings):
+        with torch.no_grad():
+            run(neuron, inputs, states, values, tracking, settings._replace(backend="torch", trace=False), before)
+        x = inputs[0]
+        reach = torch.stack([one.reach for one in tracking.seen[1:]]).to(x.dtype)
+        inputs = (*inputs, reach.view(-1, *[1] * (x.dim() - 1)).expand_as(x))
+        extended = spike.neuron(neuron, "given")
+        used = None if states[0] is None else torch.full_like(x[0], 0.0).copy_(spike.used)
+        values |= {name: value for name, value in spike.values().items() if name != "reach"}
+        result = run(extended, inputs, (*states, used), values, _UNUSED, settings)
+    else:
+        result = run(neuron, inputs, states, values, tracking, settings, before)
+    if result.output.numel():
+        spike.follow(tracking.seen[-1], tracking.seen[-1].reach)
+    return Result(result.output, result.states[: len(states)], result.trace[: len(states)])
+
+
+def _fuses(inputs: Tensors, settings: _Settings) -> bool:
+    """Whether kernels can run a sequence whose ranges are known."""
+    x = inputs[0] if inputs else None
+    if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
+        return False
+    backend = _KERNELS.get(x.device.type)
+    return backend is not None and settings.state_map is None and kernels.unavailable(backend) is None
 
 
 # ---------------------------------------------------------------- backends
@@ -196,6 +308,8 @@ def _kernels_for(call: _Call, like: Tensor, backend: str) -> int | str:
         return f"the input is on {like.device}, not on a {machine.DEVICE} device"
     if call.state_map is not None:
         return "state_map (state quantisation) is arbitrary code, which runs in torch"
+    if isinstance(call.spike, Tracking):
+        return "mode='ema_step' needs the largest potential of the layer at every step, a barrier no kernel has"
     if not isinstance(call.spike, Surrogate):
         return "the spike function is your own code, which runs in torch; use a snn_ext.core.surrogate.Surrogate"
     compiling = torch.compiler.is_compiling()
@@ -224,7 +338,7 @@ def _run_kernels(number: int, call: _Call, spike: Surrogate, inputs: Tensors) ->
     if call.carry == "before_reset" and not call.fresh:
         first = inputs[0].detach()[0]
         full = tuple(reference.filled(state, first) for state in states)
-        states = reference.settle(call.neuron, full, call.neuron.fire(full, p), p, call.detach_reset)
+        states = reference.settle(call.neuron, full, call.neuron.fire(full, call.before or p), p, call.detach_reset)
     if dtype == torch.float16:
         inputs = tuple(map(widened, inputs))
     # A number in a tensor on the CPU serves any device in torch; a kernel needs it on its own.
@@ -299,6 +413,12 @@ class _Call(NamedTuple):
     trace: bool
     state_map: Callable[[Tensor], Tensor] | None
     backend: str
+    before: Values | None
+
+    def for_reference(self) -> dict[str, Any]:
+        """The options of :func:`snn_ext.core.reference.run`."""
+        names = ("detach_reset", "carry", "fresh", "trace", "state_map", "before")
+        return {name: getattr(self, name) for name in names}
 
 
 def _check(
@@ -307,15 +427,13 @@ def _check(
     shape: torch.Size,
     states: Sequence[Value | None] | None,
     values: Mapping[str, Value] | None,
-    spike: Callable[[Tensor], Tensor],
-    detach_reset: bool,
-    carry: Carry,
-    trace: bool,
-    state_map: Callable[[Tensor], Tensor] | None,
-    backend: str,
+    spike: _Spike,
+    settings: _Settings,
+    before: Mapping[str, Any] | None,
 ) -> _Call:
     """Check everything but the inputs. ``shape`` is a step's; type and device are those of ``like``."""
-    check_backend(backend)
+    carry, state_map = settings.carry, settings.state_map
+    check_backend(settings.backend)
     if carry not in _CARRIES:
         raise ValueError(f"carry must be 'after_reset' or 'before_reset', got {carry!r}")
     if not callable(spike):
@@ -334,20 +452,24 @@ def _check(
         else:
             numbers.append(float(value))
     vars(p).update(tensors)
-    given = (None,) * len(neuron.states) if states is None else tuple(states)
-    if len(given) != len(neuron.states):
-        raise ValueError(
-            f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
-        )
+    given = _given(neuron, states)
     full = tuple(
         [
             0.0 if state is None else _check_state(neuron, name, state, like, shape, dtype)
             for name, state in zip(neuron.states, given, strict=True)
         ]
     )
-    return _Call(
-        neuron, full, p, tensors, numbers, spike, given[0] is None, detach_reset, carry, trace, state_map, backend
-    )
+    earlier = None if before is None else Values(**{**vars(p), **before})
+    return _Call(neuron, full, p, tensors, numbers, spike, given[0] is None, *settings, earlier)
+
+
+def _given(neuron: Neuron, states: _States) -> tuple[Value | None, ...]:
+    given = (None,) * len(neuron.states) if states is None else tuple(states)
+    if len(given) != len(neuron.states):
+        raise ValueError(
+            f"{neuron.name} carries {len(neuron.states)} states ({', '.join(neuron.states)}), got {len(given)}"
+        )
+    return given
 
 
 def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:

@@ -48,6 +48,7 @@ def run(
     fresh: bool,
     trace: bool,
     state_map: Callable[[Tensor], Tensor] | None,
+    before: Values | None = None,
 ) -> tuple[list[Tensor], Tensors, list[Tensors]]:
     """Charge, fire, reset for every step of ``inputs``.
 
@@ -63,6 +64,7 @@ def run(
         fresh: nothing has happened to ``states`` yet, so there is no spike to reset them by.
         trace: keep the carried states of every step.
         state_map: applied to every state after charging, for state quantisation.
+        before: what ``states`` fired with, if not with ``p`` (a range that moves).
 
     Returns:
         per step the output; the final states; per step the carried states (empty without
@@ -72,7 +74,7 @@ def run(
     """
     outputs: list[Tensor] = []
     carried: list[Tensors] = []
-    output = None if fresh or carry == "after_reset" else neuron.fire(states, p)
+    output = None if fresh or carry == "after_reset" else neuron.fire(states, before or p)
     for now in inputs:
         if carry == "before_reset" and output is not None:
             states = settle(neuron, states, output, p, detach_reset)
@@ -99,11 +101,12 @@ def run_sequence(
     fresh: bool,
     trace: bool,
     state_map: Callable[[Tensor], Tensor] | None,
+    before: Values | None = None,
 ) -> Result:
     """:func:`run` over sequences ``[T, N, *]``, and its steps stacked.
 
     Args:
-        neuron, p, detach_reset, carry, fresh, trace, state_map: as for :func:`run`.
+        neuron, p, detach_reset, carry, fresh, trace, state_map, before: as for :func:`run`.
         inputs: one tensor per input of the neuron; half types are computed in float32.
         states: tensors ``[N, *]``, or numbers to fill them with.
     """
@@ -119,6 +122,7 @@ def run_sequence(
         fresh=fresh,
         trace=trace,
         state_map=state_map,
+        before=before,
     )
     if not outputs:
         empty = like.clone()

@@ -1,0 +1,381 @@
+"""The multi-bit output function: spikes with several levels, and the range they span.
+
+Of Ponghiran and Roy (AAAI 2022, arXiv 2109.01905), as their released code computes it (the paper's body
+could not be read). A membrane potential ``V`` becomes a multiple of one step, rounded toward zero, with a dead
+zone around zero::
+
+    s = N (1 - eps) / b
+    q = trunc(s clamp(V, -b, b));   q = 0 where |q| <= dead_zone
+    Y = q / s
+
+``N`` is the number of levels and ``b`` the range. Nothing fires below ``(dead_zone + 1) b / (N (1 - eps))``, and
+the largest code is ``N - 1``. Backward it is straight through inside the range: ``dY/dV = 1`` where ``|V| <= b``,
+the dead zone included, and 0 outside.
+
+:class:`MultiBit` is that function as a spike function for any neuron of this package. It keeps the range,
+which may follow the membrane potentials it sees.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor, nn
+
+from .neuron import Neuron, Parameter, Tensors, Value, Values, own_tensor
+
+Mode = Literal["fixed", "learned", "ema_sequence", "ema_step"]
+
+EPSILON = 1e-4
+"""The released code's: it keeps the largest potential from rounding up to a code that does not exist."""
+_log = logging.getLogger("snn_ext")
+
+
+def multi_bit(v: Tensor, reach: Any, levels: Any, dead_zone: Any, learn_reach: bool = False) -> Tensor:
+    """The output ``Y`` for membrane potentials, differentiable straight through inside the range.
+
+    Args:
+        v: membrane potential ``V``, any shape.
+        reach: the range ``b``, broadcastable against ``v``; where it is 0 nothing fires.
+        levels: ``N``.
+        dead_zone: the largest code, in magnitude, that is silenced.
+        learn_reach: also give ``reach`` its gradient, ``(Y - V)/b`` inside the range and ``+-1`` more outside
+            (that of LSQ, arXiv 1902.08153).
+
+    Returns:
+        multiples of ``b / (N (1 - eps))``, in the shape of ``v``.
+    """
+    inside = torch.where(v > reach, reach, torch.where(v < -reach, -reach, v))
+    with torch.no_grad():
+        scale = levels * (1 - EPSILON) / reach
+        code = torch.trunc(scale * inside)
+        emitted = torch.where(code.abs() > dead_zone, code / scale, 0.0)
+    # Zeros that carry the gradients: custom functions would keep torch.func out.
+    emitted = emitted + (inside - inside.detach())
+    if learn_reach:
+        share = ((emitted - inside) / reach).detach() * reach
+        emitted = emitted + (share - share.detach())
+    return emitted
+
+
+def from_bits(bits: int, signed: bool = True) -> int:
+    """The number of levels ``N`` of a number of bits.
+
+    Args:
+        bits: bits of a code.
+        signed: whether one of them is the sign, as in the released code (``N = 2^(bits-1)``; the 6 bits of the
+            main setting are 32 levels), or not, as in a published reproduction (``N = 2^bits``).
+
+    Raises:
+        ValueError: fewer than 2 levels, which never fire: the released 1-bit setting is silent. Binary spikes
+            are 2 levels without a dead zone.
+    """
+    if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 24:
+        raise ValueError(f"bits must be a whole number from 1 to 24, got {bits!r}")
+    levels = 2 ** (bits - signed)
+    if levels < 2:
+        raise ValueError(
+            f"{bits} bit{'s' * (bits > 1)} {'with' if signed else 'without'} sign are {levels} level, which never "
+            "fires; for binary spikes take 2 levels and dead_zone=0"
+        )
+    return levels
+
+
+class Range(NamedTuple):
+    """What an exponential moving average of the extremes has seen, each a 0-d tensor.
+
+    ``high`` and ``low`` are the biased averages, ``updates`` their number. ``reach`` is the range that
+    follows from them, or the initial one before the first.
+    """
+
+    high: Tensor
+    low: Tensor
+    updates: Tensor
+    reach: Tensor
+
+    def updated(self, high: Tensor, low: Tensor, momentum: float) -> Range:
+        """After one more pair of extremes: ``b = max(|high|, |low|)``, corrected for the bias of the start."""
+        updates = self.updates + 1
+        weight = 1 - (1 - momentum) ** updates.to(torch.float64)
+        highs = self.high + momentum * (high.to(self.high.dtype) - self.high)
+        lows = self.low + momentum * (low.to(self.low.dtype) - self.low)
+        reach = torch.maximum((highs / weight).abs(), (lows / weight).abs())
+        return Range(highs, lows, updates, reach.to(self.reach.dtype))
+
+
+class MultiBit(nn.Module):
+    """A spike function with several levels, for any neuron whose reset is linear in the output.
+
+    Give it as ``spike_grad`` (snnTorch), ``surrogate_function`` (SpikingJelly) or ``spike``
+    (:func:`snn_ext.sequence.run`). One object serves one layer: it keeps that layer's range.
+
+    Args:
+        levels: ``N`` of codes on either side of zero, the largest being ``N - 1``; at least 2. See
+            :func:`from_bits`. ``levels=2, dead_zone=0`` are binary spikes of half the range.
+        dead_zone: the largest code that is silenced; 0 to ``levels - 2``.
+        range: initial ``b`` > 0; a number, or a tensor that broadcasts against a step if the mode is
+            ``"fixed"`` or ``"learned"``.
+        mode: how ``b`` is found:
+
+            ``"fixed"``
+                it stays.
+            ``"learned"``
+                it is trained, as ``log_range``.
+            ``"ema_step"``
+                while training, at every time step and *before* the step is quantised, moved toward
+                the largest and smallest potential of the layer at that step (the released code). A
+                sequence in chunks equals the whole.
+            ``"ema_sequence"``
+                while training, constant within a call and moved *after* it, toward the extremes of the
+                whole call. The first call runs with the initial range.
+
+            Both averages look at batch and neurons together, so two half batches do not equal the
+            whole, and both stand still in evaluation. No gradient flows through them.
+        momentum: of the averages; 0.1 in the released code.
+        threshold: for neurons that fire on the potential less a threshold and take that threshold off at
+            a reset (LIF, KLIF, LSTM-LIF): their threshold. The output is then counted in it, so that the
+            reset takes off what was emitted. ``None`` for a neuron that hands over the potential
+            itself and takes off the output (:mod:`snn_ext.neurons.gated_synaptic`).
+
+    Under DistributedDataParallel ``"ema_sequence"`` takes the extremes over all processes, once a call;
+    ``"ema_step"`` does not, and warns.
+
+    Raises:
+        TypeError: an argument of another type.
+        ValueError: a value outside its domain.
+    """
+
+    reach: Tensor
+    high: Tensor
+    low: Tensor
+    updates: Tensor
+    used: Tensor
+
+    def __init__(
+        self,
+        levels: int = 32,
+        dead_zone: int = 3,
+        *,
+        range: Value = 1.0,
+        mode: Mode = "ema_step",
+        momentum: float = 0.1,
+        threshold: float | None = None,
+    ) -> None:
+        super().__init__()
+        for name, value, low, what in (("levels", levels, 2, "at least 2"), ("dead_zone", dead_zone, 0, "at least 0")):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"{name} must be a whole number, got {value!r}")
+            if value < low:
+                hint = "; 1 level never fires, binary spikes are levels=2, dead_zone=0" if name == "levels" else ""
+                raise ValueError(f"{name} must be {what}, got {value}{hint}")
+        if dead_zone > levels - 2:
+            raise ValueError(f"dead_zone must be at most levels - 2 = {levels - 2}, or nothing fires; got {dead_zone}")
+        if mode not in get_args(Mode):
+            raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
+        if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 < momentum <= 1:
+            raise ValueError(f"momentum must be in (0, 1], got {momentum!r}")
+        if threshold is not None and (not isinstance(threshold, int | float) or not 0 < threshold < float("inf")):
+            raise ValueError(f"threshold must be None or a number > 0, got {threshold!r}")
+        reach = own_tensor("range", range)
+        if not bool(((reach > 0) & reach.isfinite()).all()):
+            raise ValueError(f"range must be finite and > 0, got {range!r}")
+        if mode not in ("fixed", "learned") and reach.dim() > 0:
+            raise ValueError(f"mode={mode!r} has one range per layer; give range as a number")
+        self.levels, self.dead_zone, self.mode, self.momentum = levels, dead_zone, mode, float(momentum)
+        self.threshold = None if threshold is None else float(threshold)
+        if mode == "learned":
+            self.log_range = nn.Parameter(reach.log())
+        else:
+            self.register_buffer("reach", reach)
+        if self.follows:
+            self.register_buffer("high", torch.zeros(()))
+            self.register_buffer("low", torch.zeros(()))
+            self.register_buffer("updates", torch.zeros((), dtype=torch.long))
+            # With which the last spikes were made: where a reset comes a step late it must know.
+            self.register_buffer("used", reach.clone(), persistent=False)
+
+    @property
+    def follows(self) -> bool:
+        """Whether the range follows the potentials while training."""
+        return self.mode in ("ema_step", "ema_sequence")
+
+    @property
+    def range(self) -> Tensor:
+        """The range ``b`` now."""
+        return self.log_range.exp() if self.mode == "learned" else self.reach
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output for ``x`` (the potential, less ``threshold`` if there is one), with the range as it is."""
+        return _emit(x, self.range, self.levels, self.dead_zone, self.threshold, self.mode == "learned")
+
+    # ------------------------------------------------------------ in a neuron
+
+    def neuron(self, neuron: Neuron, kind: Kind = "constant") -> Neuron:
+        """A neuron with this function in its ``fire``; see :func:`quantised`."""
+        return quantised(neuron, kind, self.mode == "learned", self.threshold is not None)
+
+    def values(self, reach: Tensor | None = None) -> dict[str, Value]:
+        """What that neuron reads besides the values of the one it is made of."""
+        found: dict[str, Value] = {"levels": float(self.levels), "dead_zone": float(self.dead_zone)}
+        if self.threshold is not None:
+            found["unit"] = self.threshold
+        return found | {"reach": self.range if reach is None else reach}
+
+    @property
+    def moved(self) -> Range:
+        """What the averages have seen."""
+        return Range(self.high, self.low, self.updates, self.reach)
+
+    def tracking(self) -> Tracking:
+        """This function for one call of ``"ema_step"``."""
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            _warn_per_process()
+        return Tracking(self)
+
+    def as_used(self, x: Tensor) -> Tensor:
+        """The output for ``x`` with the range of the last spikes."""
+        return _emit(x, self.used.to(x.dtype), self.levels, self.dead_zone, self.threshold, False)
+
+    @torch.no_grad()
+    def follow(self, moved: Range, used: Tensor) -> None:
+        """Take over what the averages have seen; ``used`` is the range of the last spikes."""
+        # New tensors: the graph of an earlier call may still need the old ones.
+        self.used = used.clone()
+        for name, value in zip(Range._fields, moved, strict=True):
+            setattr(self, name, value)
+
+    @torch.no_grad()
+    def observe(self, high: Tensor, low: Tensor) -> None:
+        """Move the range toward the extremes of a call, over all processes, ``"ema_sequence"``."""
+        ends = torch.stack((high.detach(), -low.detach()))
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
+        self.follow(self.moved.updated(ends[0], -ends[1], self.momentum), self.reach)
+
+    def extra_repr(self) -> str:
+        """Every option."""
+        shown = f"levels={self.levels}, dead_zone={self.dead_zone}, mode={self.mode!r}"
+        if self.follows:
+            shown += f", momentum={self.momentum:g}"
+        return shown + ("" if self.threshold is None else f", threshold={self.threshold:g}")
+
+
+class Tracking:
+    """A spike function that moves the range at each step before it fires.
+
+    Attributes:
+        seen: the averages before the first step and after every one.
+    """
+
+    def __init__(self, spike: MultiBit) -> None:
+        self.spike, self.seen = spike, [spike.moved]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The output for the potentials of a whole layer."""
+        one = self.spike
+        v = x.detach() if one.threshold is None else x.detach() + one.threshold
+        last = self.seen[-1]
+        self.seen.append(last.updated(v.amax(), v.amin(), one.momentum) if v.numel() else last)
+        return _emit(x, self.seen[-1].reach.to(x.dtype), one.levels, one.dead_zone, one.threshold, False)
+
+
+@cache
+def _warn_per_process() -> None:
+    _log.warning(
+        "MultiBit(mode='ema_step') follows the potentials of this process only; 'ema_sequence' looks at all of them"
+    )
+
+
+# ---------------------------------------------------------------- neurons with it
+
+Kind = Literal["constant", "watched", "given"]
+
+
+def _emit(x: Tensor, reach: Any, levels: Any, dead_zone: Any, unit: Any, learn: bool) -> Tensor:
+    if unit is None:
+        return multi_bit(x, reach, levels, dead_zone, learn)
+    return multi_bit(x + unit, reach, levels, dead_zone, learn) / unit
+
+
+@cache
+def quantised(neuron: Neuron, kind: Kind, learn: bool, shifted: bool) -> Neuron:
+    """The neuron with the multi-bit function in the place of ``p.spike``.
+
+    Args:
+        neuron: the equations.
+        kind: where the range comes from. ``"constant"``: the parameter ``reach``. ``"watched"``: as well, and
+            two more states end as each neuron's largest and smallest potential. ``"given"``: at each step
+            from one more input, kept as one more state.
+        learn: ``reach`` has a gradient.
+        shifted: ``p.unit`` was taken off the potential, and the output is counted in it.
+
+    Raises:
+        ValueError: its reset is not linear in the output (a hard reset is meant for spikes of 0 and 1).
+    """
+    charge, fire, reset = neuron.charge, neuron.fire, neuron.reset
+    many = len(neuron.states)
+    _check_reset(neuron)
+
+    def asked(states: Tensors, p: Any) -> Tensor:
+        """The potential that the neuron hands to its spike function."""
+        found: list[Tensor] = []
+
+        def keep(x: Tensor) -> Tensor:
+            found.append(x)
+            return x
+
+        fire(states[:many], Values(**{**vars(p), "spike": keep}))
+        return found[0] + p.unit if shifted else found[0]
+
+    def charge_all(inputs: Tensors, states: Tensors, p: Any) -> Tensors:
+        if kind == "given":
+            return (*charge(inputs[:-1], states[:many], p), inputs[-1])
+        charged = charge(inputs, states[:many], p)
+        if kind == "constant":
+            return charged
+        v = asked(charged, p).detach()
+        return (*charged, torch.maximum(states[many], v), torch.minimum(states[many + 1], v))
+
+    def fire_all(states: Tensors, p: Any) -> Tensor:
+        reach = states[many] if kind == "given" else p.reach
+        unit = p.unit if shifted else None
+
+        def spike(x: Tensor) -> Tensor:
+            return _emit(x, reach, p.levels, p.dead_zone, unit, learn)
+
+        return fire(states[:many], Values(**{**vars(p), "spike": spike}))
+
+    def reset_all(states: Tensors, output: Tensor, p: Any) -> Tensors:
+        return (*reset(states[:many], output, p), *states[many:])
+
+    extra: dict[Kind, tuple[str, ...]] = {"constant": (), "watched": ("highest", "lowest"), "given": ("reach_now",)}
+    return Neuron(
+        name=neuron.name,
+        inputs=(*neuron.inputs, *(("reach",) if kind == "given" else ())),
+        states=(*neuron.states, *extra[kind]),
+        parameters=(*neuron.parameters, *(() if kind == "given" else (Parameter("reach", low=0.0, closed=True),))),
+        constants=(*neuron.constants, "levels", "dead_zone", *(("unit",) if shifted else ())),
+        charge=charge_all,
+        fire=fire_all,
+        reset=reset_all,
+        source=f"{neuron.source} Output: Ponghiran and Roy, AAAI 2022, multi-bit, from the released code.",
+    )
+
+
+def _check_reset(neuron: Neuron) -> None:
+    """Refuse a reset whose effect depends on more than the output."""
+    p = Values(**{one.name: one.probe() for one in neuron.parameters}, **dict.fromkeys(neuron.constants, 0.0))
+
+    def after(v: float, s: float) -> Tensor:
+        states = tuple(torch.full((1,), v, dtype=torch.float64) for _ in neuron.states)
+        return torch.cat(neuron.reset(states, torch.full((1,), s, dtype=torch.float64), p))
+
+    mixed = after(2.0, 2.0) - after(2.0, 1.0) - after(1.0, 2.0) + after(1.0, 1.0)
+    if bool((mixed.abs() > 1e-9).any()):
+        raise ValueError(
+            f"{neuron.name}: its reset is meant for spikes of 0 and 1 (a hard reset), not for several levels; use a "
+            "soft reset (snnTorch: reset_mechanism='subtract', SpikingJelly: v_reset=None)"
+        )
