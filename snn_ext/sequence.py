@@ -95,9 +95,9 @@ def run(
             unknown backend or carry.
         BackendUnavailable: the backend asked for cannot run here.
     """
-    settings = _Settings(detach_reset, carry, trace, state_map, backend)
+    settings = Settings(detach_reset, carry, trace, state_map, backend)
     if isinstance(spike, MultiBit):
-        return _run_multi_bit(_run, neuron, inputs, states, values, spike, settings)
+        return run_multi_bit(_run, neuron, inputs, states, values, spike, settings)
     return _run(neuron, inputs, states, values, spike, settings)
 
 
@@ -118,13 +118,13 @@ def step(
     As :func:`run`, with inputs ``[N, *]`` and no time axis; the result has no trace. ``"auto"`` takes a
     kernel only for steps of 32768 elements and more; below, torch is as fast.
     """
-    settings = _Settings(detach_reset, carry, False, state_map, backend)
+    settings = Settings(detach_reset, carry, False, state_map, backend)
     if isinstance(spike, MultiBit):
-        return _run_multi_bit(_step, neuron, inputs, states, values, spike, settings)
+        return run_multi_bit(_step, neuron, inputs, states, values, spike, settings, sequences=False)
     return _step(neuron, inputs, states, values, spike, settings)
 
 
-class _Settings(NamedTuple):
+class Settings(NamedTuple):
     """The arguments of :func:`run` and :func:`step` that do not depend on the neuron."""
 
     detach_reset: bool
@@ -145,13 +145,13 @@ def _run(
     states: _States,
     values: Mapping[str, Value] | None,
     spike: _Spike,
-    settings: _Settings,
+    settings: Settings,
     before: Mapping[str, Any] | None = None,
 ) -> Result:
     """As :func:`run`; ``before`` are values, and ``spike``, with which the passed states fired."""
-    inputs = _check_inputs(neuron, inputs, axes=2)
-    call = _check(neuron, inputs[0], inputs[0].shape[1:], states, values, spike, settings, before)
-    chosen = _choose(call, inputs[0])
+    inputs = check_inputs(neuron, inputs, axes=2)
+    call = check_call(neuron, inputs[0], inputs[0].shape[1:], states, values, spike, settings, before)
+    chosen = choose(call, inputs[0])
     if isinstance(chosen, int) and isinstance(spike, Surrogate):
         return _run_kernels(chosen, call, spike, inputs)
     return reference.run_sequence(neuron, inputs, call.states, call.p, **call.for_reference())
@@ -163,14 +163,14 @@ def _step(
     states: _States,
     values: Mapping[str, Value] | None,
     spike: _Spike,
-    settings: _Settings,
+    settings: Settings,
     before: Mapping[str, Any] | None = None,
 ) -> Result:
     """As :func:`_run`, for :func:`step`."""
-    inputs = _check_inputs(neuron, inputs, axes=1)
+    inputs = check_inputs(neuron, inputs, axes=1)
     like = inputs[0]
-    call = _check(neuron, like, like.shape, states, values, spike, settings, before)
-    chosen = _choose(call, like, single=True)
+    call = check_call(neuron, like, like.shape, states, values, spike, settings, before)
+    chosen = choose(call, like, single=True)
     if isinstance(chosen, int) and isinstance(spike, Surrogate):
         result = _run_kernels(chosen, call, spike, tuple(x.unsqueeze(0) for x in inputs))
         return Result(result.output.squeeze(0), result.states)
@@ -185,25 +185,32 @@ def _step(
 _UNUSED = Surrogate("straight_through")
 
 
-def _run_multi_bit(
+def run_multi_bit(
     run: Callable[..., Result],
     neuron: Neuron,
     inputs: _Inputs,
     states: _States,
     values: Mapping[str, Value] | None,
     spike: MultiBit,
-    settings: _Settings,
+    settings: Settings,
+    sequences: bool = True,
 ) -> Result:
     """Run a neuron whose output has several levels, and let its range follow what it saw.
 
     The range is written when everything else has succeeded.
+
+    Args:
+        run: runs any other neuron, with the arguments of this function from ``neuron`` to ``settings``, and
+            ``before`` of :func:`check_call`.
+        neuron, inputs, states, values, spike, settings: as for :func:`run`.
+        sequences: whether ``inputs`` are sequences, not steps.
     """
     given = _given(neuron, states)
     many = len(given)
     values = dict(values or {})
     before = {"reach": spike.used} if spike.follows else None
     if spike.training and spike.mode == "ema_step":
-        return _run_tracking(run, neuron, inputs, given, values, spike, settings)
+        return _run_tracking(run, neuron, inputs, given, values, spike, settings, sequences)
     if spike.training and spike.mode == "ema_sequence":
         watched = (*given, -math.inf, math.inf)
         result = run(
@@ -225,7 +232,8 @@ def _run_tracking(
     states: tuple[Value | None, ...],
     values: dict[str, Value],
     spike: MultiBit,
-    settings: _Settings,
+    settings: Settings,
+    sequences: bool,
 ) -> Result:
     """``mode="ema_step"`` in training: the range of a step needs all of the layer's potentials.
 
@@ -235,7 +243,7 @@ def _run_tracking(
     tracking = spike.tracking()
     before = {"spike": spike.as_used}
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
-    if run is _run and settings.backend == "auto" and torch.is_grad_enabled() and _fuses(inputs, settings):
+    if sequences and settings.backend == "auto" and torch.is_grad_enabled() and _fuses(inputs, settings):
         with torch.no_grad():
             run(neuron, inputs, states, values, tracking, settings._replace(backend="torch", trace=False), before)
         x = inputs[0]
@@ -252,7 +260,7 @@ def _run_tracking(
     return Result(result.output, result.states[: len(states)], result.trace[: len(states)])
 
 
-def _fuses(inputs: Tensors, settings: _Settings) -> bool:
+def _fuses(inputs: Tensors, settings: Settings) -> bool:
     """Whether kernels can run a sequence whose ranges are known."""
     x = inputs[0] if inputs else None
     if not isinstance(x, Tensor) or x.dtype not in (torch.float32, torch.float64) or x.numel() == 0:
@@ -268,9 +276,11 @@ def _fuses(inputs: Tensors, settings: _Settings) -> bool:
 _NOTHING = "there is nothing to compute"
 
 
-def _choose(call: _Call, like: Tensor, single: bool = False) -> int | str:
-    """The number of the kernels' plan, or why it is torch."""
+def choose(call: Call, like: Tensor, single: bool = False, reason: str | None = None) -> int | str:
+    """The number of the kernels' plan, or why it is torch; ``reason`` is one that the caller has."""
     found, wanted = _chosen(call, like, single)
+    if isinstance(found, int) and reason is not None:
+        found, wanted = reason, "torch" if call.backend == "auto" else wanted
     if _watchers and not torch.compiler.is_compiling():
         for watcher in _watchers:
             watcher(call, like, single, found, wanted)
@@ -279,29 +289,34 @@ def _choose(call: _Call, like: Tensor, single: bool = False) -> int | str:
     return found
 
 
-def _chosen(call: _Call, like: Tensor, single: bool) -> tuple[int | str, str]:
-    """As :func:`_choose`, and the name of the backend it is about."""
+def _chosen(call: Call, like: Tensor, single: bool) -> tuple[int | str, str]:
+    """As :func:`choose`, and the name of the backend it is about."""
     if call.backend == "torch":
         return "it is asked for", "torch"
     if call.backend != "auto":
-        return _kernels_for(call, like, call.backend), call.backend
+        return kernels_for(call, like, call.backend), call.backend
     wanted = _KERNELS.get(like.device.type)
     if wanted is None:
         return f"there are no kernels for device {like.device.type}", "torch"
     if single and (torch.compiler.is_compiling() or like.numel() < _STEP_PAYS or not _starts_plainly(call)):
         return "a single step of this kind or size is as fast there", "torch"
-    found = _kernels_for(call, like, wanted)
+    found = kernels_for(call, like, wanted)
     if isinstance(found, int) and wanted == "cupy":
         found = kernels.self_check(like.device) or found
     return found, wanted if isinstance(found, int) else "torch"
 
 
-def _starts_plainly(call: _Call) -> bool:
+def backend_of(call: Call, like: Tensor) -> str:
+    """The backend with kernels that a call means."""
+    return _KERNELS[like.device.type] if call.backend == "auto" else call.backend
+
+
+def _starts_plainly(call: Call) -> bool:
     """Whether a kernel computes the whole step, without a reset in front of it that torch computes."""
     return call.carry == "after_reset" or call.fresh
 
 
-def _kernels_for(call: _Call, like: Tensor, backend: str) -> int | str:
+def kernels_for(call: Call, like: Tensor, backend: str) -> int | str:
     """The number of the plan with which ``backend`` can run this call, or why it cannot."""
     machine = kernels.MACHINES[backend]
     if like.device.type != machine.DEVICE:
@@ -332,18 +347,24 @@ def _kernels_for(call: _Call, like: Tensor, backend: str) -> int | str:
     )
 
 
-def _run_kernels(number: int, call: _Call, spike: Surrogate, inputs: Tensors) -> Result:
-    dtype = inputs[0].dtype
+def prepared(call: Call, spike: Surrogate, inputs: Tensors) -> tuple[Any, list[Tensor], tuple[float, ...]]:
+    """What :func:`snn_ext.kernels.op.run` takes for a call: states from which no reset is due, values, numbers."""
     states, p = call.states, call.p
     if call.carry == "before_reset" and not call.fresh:
         first = inputs[0].detach()[0]
         full = tuple(reference.filled(state, first) for state in states)
         states = reference.settle(call.neuron, full, call.neuron.fire(full, call.before or p), p, call.detach_reset)
-    if dtype == torch.float16:
-        inputs = tuple(map(widened, inputs))
     # A number in a tensor on the CPU serves any device in torch; a kernel needs it on its own.
     tensors = [one if one.device == inputs[0].device else one.to(inputs[0].device) for one in call.tensors.values()]
-    output, *rest = op.run(number, inputs, states, tensors, (*call.numbers, *spike.scalars))
+    return states, tensors, (*call.numbers, *spike.scalars)
+
+
+def _run_kernels(number: int, call: Call, spike: Surrogate, inputs: Tensors) -> Result:
+    dtype = inputs[0].dtype
+    states, tensors, numbers = prepared(call, spike, inputs)
+    if dtype == torch.float16:
+        inputs = tuple(map(widened, inputs))
+    output, *rest = op.run(number, inputs, states, tensors, numbers)
     if output.dtype != dtype:
         output = output.to(dtype)
     many = len(states)
@@ -361,7 +382,7 @@ def explained(module: nn.Module, x: Any) -> str:
     running: list[nn.Module] = []
     lines: list[str] = []
 
-    def watch(call: _Call, like: Tensor, single: bool, found: int | str, wanted: str) -> None:
+    def watch(call: Call, like: Tensor, single: bool, found: int | str, wanted: str) -> None:
         where = running[-1] if running else module
         label = f"{names[where]} ({type(where).__name__})" if names[where] else type(where).__name__
         what = "step" if single else "sequence"
@@ -370,7 +391,7 @@ def explained(module: nn.Module, x: Any) -> str:
         lines.append(f"  runs in {ran}")
         for other in kernels.MACHINES:
             if other != ran:
-                reason = kernels.unavailable(other) or _kernels_for(call, like, other)
+                reason = kernels.unavailable(other) or kernels_for(call, like, other)
                 lines.append(f"  not {other}: {reason if isinstance(reason, str) else 'it can run, but is not chosen'}")
 
     kept = {one: _shallow(vars(one)) for one in module.modules()}
@@ -398,7 +419,7 @@ def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
 # ---------------------------------------------------------------- checks
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """A checked call: what every backend runs."""
 
     neuron: Neuron
@@ -421,17 +442,24 @@ class _Call(NamedTuple):
         return {name: getattr(self, name) for name in names}
 
 
-def _check(
+def check_call(
     neuron: Neuron,
     like: Tensor,
     shape: torch.Size,
     states: Sequence[Value | None] | None,
     values: Mapping[str, Value] | None,
     spike: _Spike,
-    settings: _Settings,
+    settings: Settings,
     before: Mapping[str, Any] | None,
-) -> _Call:
-    """Check everything but the inputs. ``shape`` is a step's; type and device are those of ``like``."""
+) -> Call:
+    """Check everything but the inputs.
+
+    Args:
+        neuron, states, values, spike, settings: as for :func:`run`.
+        like: an input, for its type and device.
+        shape: of a step.
+        before: values, and ``spike``, with which the passed states fired, where they were others.
+    """
     carry, state_map = settings.carry, settings.state_map
     check_backend(settings.backend)
     if carry not in _CARRIES:
@@ -460,7 +488,7 @@ def _check(
         ]
     )
     earlier = None if before is None else Values(**{**vars(p), **before})
-    return _Call(neuron, full, p, tensors, numbers, spike, given[0] is None, *settings, earlier)
+    return Call(neuron, full, p, tensors, numbers, spike, given[0] is None, *settings, earlier)
 
 
 def _given(neuron: Neuron, states: _States) -> tuple[Value | None, ...]:
@@ -472,7 +500,7 @@ def _given(neuron: Neuron, states: _States) -> tuple[Value | None, ...]:
     return given
 
 
-def _check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:
+def check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if len(inputs) != len(neuron.inputs):
         raise ValueError(

@@ -49,6 +49,7 @@ def run(
     trace: bool,
     state_map: Callable[[Tensor], Tensor] | None,
     before: Values | None = None,
+    outputs: list[Tensor] | None = None,
 ) -> tuple[list[Tensor], Tensors, list[Tensors]]:
     """Charge, fire, reset for every step of ``inputs``.
 
@@ -65,6 +66,7 @@ def run(
         trace: keep the carried states of every step.
         state_map: applied to every state after charging, for state quantisation.
         before: what ``states`` fired with, if not with ``p`` (a range that moves).
+        outputs: a list that gets every output as soon as it is there, for inputs that depend on it.
 
     Returns:
         per step the output; the final states; per step the carried states (empty without
@@ -72,7 +74,7 @@ def run(
         imply, unless they are fresh; inside the sequence the emitted output is reused, never
         recomputed.
     """
-    outputs: list[Tensor] = []
+    outputs = [] if outputs is None else outputs
     carried: list[Tensors] = []
     output = None if fresh or carry == "after_reset" else neuron.fire(states, before or p)
     for now in inputs:

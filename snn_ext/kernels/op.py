@@ -216,8 +216,13 @@ def _launch(plan: Plan, kernel: Any, steps: int, count: int, arguments: Sequence
         kernel((-(-count // block),), (block,), tuple(arguments), device)
 
 
-def _forward(
-    number: int, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float], save: bool
+def forward(
+    number: int,
+    tensors: Sequence[Tensor],
+    started: Sequence[bool],
+    numbers: Sequence[float],
+    save: bool,
+    output: Tensor | None = None,
 ) -> list[Tensor]:
     """Launch ``forward``.
 
@@ -227,13 +232,14 @@ def _forward(
         started: per state whether it is among them.
         numbers: per state the number it starts from otherwise; the neuron's and the surrogate's numbers.
         save: write checkpoints, for ``backward``.
+        output: write the output here: contiguous, as the first input is.
 
     Returns:
         the output, the final states, the traces, and the checkpoints (empty unless ``save``).
     """
     plan, layout = _PLANS[number], _Layout(tensors[0])
     given, _alive = _given(plan, layout, tensors, started, numbers)
-    results = _empty_results(plan, layout)
+    results = _empty_results(plan, layout, output)
     checkpoints = layout.checkpoints(plan, save)
     given += [result.data_ptr() for result in results]
     given += (checkpoints.data_ptr() if save else 0, layout.steps, layout.count, *numbers[plan.states :])
@@ -241,15 +247,15 @@ def _forward(
     return [*results, checkpoints]
 
 
-def _empty_results(plan: Plan, layout: _Layout) -> list[Tensor]:
-    results = [layout.sequence(layout.io, layout.steps)]
+def _empty_results(plan: Plan, layout: _Layout, output: Tensor | None = None) -> list[Tensor]:
+    results = [layout.sequence(layout.io, layout.steps) if output is None else output]
     results += [layout.new_step(layout.real) for _ in range(plan.states)]
     if plan.trace:
         results += [layout.sequence(layout.real, layout.steps) for _ in range(plan.states)]
     return results
 
 
-def _backward(
+def backward(
     number: int,
     tensors: Sequence[Tensor],
     started: Sequence[bool],
@@ -257,14 +263,16 @@ def _backward(
     checkpoints: Tensor,
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],
+    results_of_inputs: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Launch ``backward``.
 
     Args:
-        number, tensors, started, numbers: as given to :func:`_forward`.
+        number, tensors, started, numbers: as given to :func:`forward`.
         checkpoints: from it.
         grads: of its other results; ``None`` for zero.
         needed: per tensor whether its gradient is wanted.
+        results_of_inputs: write those of the inputs here: contiguous, as the first input is.
 
     Returns:
         the gradients that are wanted, in the order of ``tensors``.
@@ -283,9 +291,12 @@ def _backward(
         given += (rows.data_ptr(), distance)
     results = []
     each = iter(zip(needed, tensors, strict=True))
-    for _ in range(plan.inputs):
+    for i in range(plan.inputs):
         need, _ = next(each)
-        grad = layout.sequence(layout.io, layout.steps if need else 1)
+        if need and results_of_inputs is not None:
+            grad = results_of_inputs[i]
+        else:
+            grad = layout.sequence(layout.io, layout.steps if need else 1)
         alive.append(grad)
         given += (grad.data_ptr(), count if need else 0)  # one that nobody wants is written to one row
         if need:
@@ -410,7 +421,7 @@ class _Multistep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, number: int, started: Sequence[bool], numbers: Sequence[float], *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
-        *results, checkpoints = _forward(number, tensors, started, numbers, True)
+        *results, checkpoints = forward(number, tensors, started, numbers, True)
         ctx.save_for_backward(checkpoints, *tensors)
         ctx.call = number, started, numbers
         return tuple(results)
@@ -420,7 +431,7 @@ class _Multistep(torch.autograd.Function):
         checkpoints, *tensors = ctx.saved_tensors
         number, started, numbers = ctx.call
         needed = ctx.needs_input_grad[3:]
-        found = _gradients(number, tensors, started, numbers, checkpoints, grads, needed, _backward)
+        found = _gradients(number, tensors, started, numbers, checkpoints, grads, needed, backward)
         return None, None, None, *found
 
 
@@ -453,7 +464,7 @@ def run(
     elif need:
         output, *rest = _Multistep.apply(number, started, numbers, *tensors)
     else:
-        return _forward(number, tensors, started, numbers, False)[:-1]
+        return forward(number, tensors, started, numbers, False)[:-1]
     return [output.detach() if _PLANS[number].output_is_constant else output, *rest]
 
 
@@ -464,8 +475,8 @@ _given_schema = "int plan, Tensor[] tensors, bool[] started, float[] numbers"
 _library.define(f"forward({_given_schema}, bool save) -> Tensor[]")
 _library.define(f"backward({_given_schema}, Tensor checkpoints, Tensor?[] grads, bool[] needed) -> Tensor[]")
 for _device in ("CPU", "CUDA"):
-    _library.impl("forward", _forward, _device)
-    _library.impl("backward", _backward, _device)
+    _library.impl("forward", forward, _device)
+    _library.impl("backward", backward, _device)
 
 
 @torch.library.register_fake("snn_ext::forward", lib=_library)
