@@ -1,0 +1,25 @@
+"""What a paper's training scheme needs beyond a module.
+
+The scheme of Ponghiran and Roy, "Spiking Neural Networks with Improved Inherent Recurrence
+Dynamics for Sequential Learning" (AAAI 2022, arXiv:2109.01905), as the code released with it
+has it: the body of the paper was not read, so nothing here is claimed to be printed there.
+"""
+
+from .curriculum import Batch, SequenceLengths, batches, pieces
+from .decay import clamp_after_step
+from .operations import Nonzeros, multiplications, nonzeros_per_frame, parameters, savings
+from .plateau import Plateau
+
+__all__ = [
+    "Batch",
+    "Nonzeros",
+    "Plateau",
+    "SequenceLengths",
+    "batches",
+    "clamp_after_step",
+    "multiplications",
+    "nonzeros_per_frame",
+    "parameters",
+    "pieces",
+    "savings",
+]
