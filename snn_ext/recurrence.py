@@ -178,11 +178,11 @@ def _run_fused(
     weight: Tensor, history: Tensor, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
 ) -> Result:
     backend = sequence.backend_of(call, inputs[0])
-    middle = last
+    middle: int | str = last
     if call.carry == "before_reset":
         # Inside a sequence the reset follows at once; only the end is different.
         middle = sequence.kernels_for(call._replace(carry="after_reset"), inputs[0], backend)
-        assert isinstance(middle, int)
+    assert isinstance(middle, int)  # what can run the last block can run the others
     states, values, numbers = sequence.prepared(call, spike, inputs)
     started = tuple(isinstance(state, Tensor) for state in states)
     fills = tuple(0.0 if given else state for given, state in zip(started, states, strict=True))

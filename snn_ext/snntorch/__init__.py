@@ -11,5 +11,16 @@ except ImportError as error:
     raise ImportError(f"snn_ext.snntorch needs snnTorch: pip install 'snn_ext[snntorch]' ({error})") from error
 
 from .neurons import KLIF, LIF, LSTMLIF, TCLIF, SequenceNeuron
+from .synaptic import GatedSynaptic, GatedSynapticLayer, SynapticLayer, SynapticLIF
 
-__all__ = ["KLIF", "LIF", "LSTMLIF", "TCLIF", "SequenceNeuron"]
+__all__ = [
+    "KLIF",
+    "LIF",
+    "LSTMLIF",
+    "TCLIF",
+    "GatedSynaptic",
+    "GatedSynapticLayer",
+    "SequenceNeuron",
+    "SynapticLIF",
+    "SynapticLayer",
+]

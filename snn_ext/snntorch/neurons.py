@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import sequence
 from ..core import surrogate
 from ..core.neuron import Neuron, Value, described, own_tensor, state_dtype
+from ..core.reference import Result
 from ..core.surrogate import Surrogate
 from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
 from ..neurons.lif import Reset, lif
@@ -21,6 +22,7 @@ from . import compat
 
 __all__ = ["KLIF", "LIF", "LSTMLIF", "TCLIF", "SequenceNeuron"]
 
+Inputs = Tensor | tuple[Tensor, ...]
 _RESETS: dict[str, Reset] = {"subtract": "soft", "zero": "hard", "none": "none"}
 
 
@@ -139,14 +141,14 @@ class SequenceNeuron(SpikingNeuron):
 
     # ------------------------------------------------------------ running
 
-    def _forward(self, input_: Tensor, *states: Tensor | None) -> Any:
+    def _forward(self, input_: Inputs, *states: Tensor | None) -> Any:
         return self.step(input_, *states) if self.step_mode else self.sequence(input_, *states)
 
-    def step(self, input_: Tensor, *states: Tensor | None) -> Any:
+    def step(self, input_: Inputs, *states: Tensor | None) -> Any:
         """One time step: what a call does with ``step_mode=True``.
 
         Args:
-            input_: input current ``[B, *]``.
+            input_: input current ``[B, *]``; a tuple of them for a neuron with several inputs.
             states: in the order of ``state_names``; ``None`` continues from the stored state.
 
         Returns:
@@ -157,31 +159,20 @@ class SequenceNeuron(SpikingNeuron):
                 state of another dtype.
             ValueError: a shape that does not fit, a value outside its domain.
         """
-        neuron = self._neuron()
-        result = sequence.step(
-            neuron,
-            input_,
-            self._states(states, input_, getattr(input_, "shape", ())),
-            self._values(),
-            spike=self._spike(),
-            detach_reset=self.detach_reset,
-            carry="before_reset",
-            state_map=self.state_quant or None,
-            backend=self.backend,
-        )
+        result = self._advance(input_, self._states(states, input_, single=True), single=True)
         spk = self._finish(result.output, result.states[0], dim=1)
         self._store(result.states)
         if self.init_hidden and not self.output:
             return spk
-        return (spk, *reversed(result.states))
+        return (spk, *self._returned(result.states))
 
-    def sequence(self, x: Tensor, *states: Tensor | None) -> Any:
+    def sequence(self, x: Inputs, *states: Tensor | None) -> Any:
         """A whole sequence at once: what a call does with ``step_mode=False``.
 
         The same numbers as the loop over its steps.
 
         Args:
-            x: input currents ``[T, B, *]``.
+            x: input currents ``[T, B, *]``; a tuple of them for a neuron with several inputs.
             states: initial states ``[B, *]`` in the order of ``state_names``; ``None`` continues from the
                 stored state. The final states are stored, so a sequence may come in chunks.
 
@@ -192,25 +183,35 @@ class SequenceNeuron(SpikingNeuron):
         Raises:
             TypeError, ValueError: as :meth:`step`; also a missing time axis.
         """
-        neuron = self._neuron()
-        result = sequence.run(
-            neuron,
-            x,
-            self._states(states, x, getattr(x, "shape", ())[1:]),
-            self._values(),
-            spike=self._spike(),
-            detach_reset=self.detach_reset,
-            carry="before_reset",
-            state_map=self.state_quant or None,
-            trace=self.output or bool(self.inhibition),
-            backend=self.backend,
-        )
+        trace = self.output or bool(self.inhibition)
+        result = self._advance(x, self._states(states, x, single=False), single=False, trace=trace)
         spk = self._finish(result.output, result.trace[0] if result.trace else None, dim=2)
-        if len(x):
+        if len(spk):
             self._store(result.states)
         if self.output:
-            return (spk, *reversed(result.trace))
-        return spk if self.init_hidden else (spk, *reversed(result.states))
+            return (spk, *self._returned(result.trace))
+        return spk if self.init_hidden else (spk, *self._returned(result.states))
+
+    def _advance(self, x: Inputs, states: tuple[Any, ...], single: bool, trace: bool = False) -> Result:
+        """Run one step, or a sequence, from the given states."""
+        settings: dict[str, Any] = {
+            "spike": self._spike(),
+            "detach_reset": self.detach_reset,
+            "carry": "before_reset",
+            "state_map": self.state_quant or None,
+            "backend": self.backend,
+        }
+        if single:
+            return sequence.step(self._neuron(), x, states, self._values(), **settings)
+        return sequence.run(self._neuron(), x, states, self._values(), trace=trace, **settings)
+
+    def _step_shape(self, x: Tensor, single: bool) -> tuple[int, ...]:
+        """The shape of a step of the states for an input."""
+        return tuple(x.shape if single else x.shape[1:])
+
+    def _returned(self, states: tuple[Tensor, ...]) -> Iterator[Tensor]:
+        """The states in the order in which they are returned."""
+        return reversed(states)
 
     def _neuron(self) -> Neuron:
         # Kept until an option changes, so that a compiled forward does not make it again.
@@ -222,7 +223,10 @@ class SequenceNeuron(SpikingNeuron):
     def _spike(self) -> surrogate.SpikeFunction:
         return surrogate.spike_function(self.spike_grad, fires_at_threshold=False)
 
-    def _states(self, given: tuple[Any, ...], x: Tensor, shape: Any) -> tuple[Any, ...]:
+    def _states(self, given: tuple[Any, ...], inputs: Inputs, single: bool) -> tuple[Any, ...]:
+        x = inputs[0] if isinstance(inputs, tuple) else inputs
+        # Something that is no input at all is refused where it is run.
+        shape = self._step_shape(x, single) if isinstance(x, Tensor) else ()
         given = given + (None,) * (len(self.state_names) - len(given))
         if len(given) > len(self.state_names):
             raise TypeError(f"{type(self).__name__} takes the states {', '.join(self.state_names)}, got {len(given)}")
@@ -330,7 +334,7 @@ class SequenceNeuron(SpikingNeuron):
         """Every value and option, tensors by shape."""
         with torch.no_grad():
             shown: dict[str, Any] = {**self._values(), **self._options()}
-        del shown["v_reset"]
+        shown.pop("v_reset", None)
         shown["threshold"] = shown.pop("v_threshold")
         for name in ("reset_mechanism", "init_hidden", "output", "detach_reset", "step_mode", "backend"):
             shown[name] = getattr(self, name)

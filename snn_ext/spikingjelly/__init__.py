@@ -13,5 +13,17 @@ except ImportError as error:
     ) from error
 
 from .nodes import KLIFNode, LIFNode, LSTMLIFNode, Node, TCLIFNode, set_backend
+from .synaptic import GatedSynapticLayer, GatedSynapticNode, SynapticLayer, SynapticLIFNode
 
-__all__ = ["KLIFNode", "LIFNode", "LSTMLIFNode", "Node", "TCLIFNode", "set_backend"]
+__all__ = [
+    "GatedSynapticLayer",
+    "GatedSynapticNode",
+    "KLIFNode",
+    "LIFNode",
+    "LSTMLIFNode",
+    "Node",
+    "SynapticLIFNode",
+    "SynapticLayer",
+    "TCLIFNode",
+    "set_backend",
+]

@@ -137,6 +137,10 @@ class HostNode(neuron.BaseNode):
 
     # ------------------------------------------------------------ explicit states
 
+    def _like(self, x: Any, step_mode: str) -> Tensor | None:
+        """A tensor like a step of the states, for an input; None where that has no step."""
+        return _one_step(x, step_mode)
+
     def materialize_states(self, inputs: Sequence[Tensor], states: _States, step_mode: str) -> tuple[Any, ...]:
         """States with every number and 0-d tensor spread over a step of ``inputs``; pure.
 
@@ -144,7 +148,7 @@ class HostNode(neuron.BaseNode):
 
         Tensors that do not fit are left for the forward to refuse.
         """
-        like = _one_step(inputs[0], step_mode)
+        like = self._like(inputs[0], step_mode)
         if like is None:
             return tuple(states)
 
@@ -204,7 +208,7 @@ class HostNode(neuron.BaseNode):
 
     def _fitting_memories(self, x: Tensor, step_mode: str) -> list[Any]:
         """The hidden states for an input: moved to its dtype and device, and of its shape."""
-        like = _one_step(x, step_mode)
+        like = self._like(x, step_mode)
         if like is None:
             return list(self._memories.values())
         return [self._fitting(name, state, like) for name, state in self._memories.items()]
