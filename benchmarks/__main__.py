@@ -27,6 +27,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--seed", type=int, default=0, help="initial weights and batches (%(default)s)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs; no result")
     demo.set_defaults(command="demo")
+    gated = commands.add_parser(
+        "gated",
+        help="the gated synaptic cells against LSTM and GRU on spoken digits; half an hour",
+        description="Train Ponghiran and Roy's cells, LSTM and GRU to name the first of two spoken digits, and v2 over "
+        "its levels. Resumes. The JSON is described in benchmarks/gated.py.",
+    )
+    gated.add_argument(
+        "--json", dest="json_path", type=Path, metavar="OUT", default=Path("gated.json"), help="%(default)s"
+    )
+    gated.add_argument("--png", type=Path, metavar="OUT", help="also draw the accuracy over levels")
+    gated.add_argument("--data", dest="data_path", type=Path, metavar="PATH", help="as for demo")
+    gated.add_argument("--quick", action="store_true", help="one epoch each, to see that it runs; no result")
+    gated.set_defaults(command="gated")
     timed = commands.add_parser(
         "speed",
         help="time the sequence call against plain loops and the hosts' neurons; about ten minutes",
@@ -59,6 +72,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import speed
 
             return speed.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
+        if arguments.command == "gated":
+            from . import gated as experiment
+
+            return experiment.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.png)
         for package in ("matplotlib", "tqdm"):
             require(package, "bench")
         from . import demo as command

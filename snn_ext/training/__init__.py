@@ -7,11 +7,12 @@ has it: the body of the paper was not read, so nothing here is claimed to be pri
 
 from .curriculum import Batch, SequenceLengths, batches, pieces
 from .decay import clamp_after_step
-from .operations import Nonzeros, multiplications, nonzeros_per_frame, parameters, savings
+from .operations import Model, Nonzeros, multiplications, nonzeros_per_frame, parameters, savings
 from .plateau import Plateau
 
 __all__ = [
     "Batch",
+    "Model",
     "Nonzeros",
     "Plateau",
     "SequenceLengths",
