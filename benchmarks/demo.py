@@ -19,7 +19,7 @@ The file of ``--json`` holds::
     totals      {wall_seconds, cpu_seconds}: training, evaluation and pictures, without the download
 
 One result per task and neuron. ``task`` and ``neuron`` are keys of ``tasks`` and of
-``snn_ext.neurons.CATALOGUE``; accuracies are fractions after the last update; ``parameters``
+``snn_ext.neurons.BINARY``; accuracies are fractions after the last update; ``parameters``
 counts trained numbers; ``seconds`` is wall time of training and validation of the reported run;
 ``spikes_per_neuron`` is the mean number of spikes of a hidden neuron in one test sequence;
 ``settings`` has the class and its arguments, and for LIF ``candidates``:
@@ -45,7 +45,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 import snn_ext
-from snn_ext.neurons import CATALOGUE, Entry
+from snn_ext.neurons import BINARY, Entry
 
 from . import data, plots, tasks
 from .hosts import Host, Weights, load
@@ -242,12 +242,12 @@ def train_all(host: Host, both: Sequence[Task], seed: int) -> tuple[list[Run], l
     def decays(neuron: str) -> Sequence[float | None]:
         return LIF_DECAYS if neuron == "LIF" else (None,)
 
-    total = sum(task.updates * len(decays(neuron)) for task in both for neuron in CATALOGUE)
+    total = sum(task.updates * len(decays(neuron)) for task in both for neuron in BINARY)
     # In a log file a line every ten seconds is enough.
     pace = 0.2 if sys.stderr.isatty() else 10.0
     with tqdm(total=total, unit="update", smoothing=0.05, mininterval=pace, dynamic_ncols=True) as bar:
         for task in both:
-            for neuron, entry in CATALOGUE.items():
+            for neuron, entry in BINARY.items():
                 bar.set_description(f"{task.title}: {neuron}", refresh=False)
                 candidates = [train(host, task, neuron, entry, beta, seed, bar.update) for beta in decays(neuron)]
                 every.extend(candidates)

@@ -99,7 +99,12 @@ class Data(NamedTuple):
 
 
 def inside(parameter: Parameter, centre: float, u: Tensor) -> Tensor:
-    """``centre`` moved by up to a fifth of its distance to the domain's bounds (at most 0.2)."""
+    """``centre`` moved by up to a fifth of its distance to the domain's bounds (at most 0.2).
+
+    A centre on a bound is taken from inside first: differences are taken on both sides.
+    """
+    if centre in (parameter.low, parameter.high):
+        centre = 0.75 * centre + 0.25 * parameter.probe()
     room = min(1.0, centre - parameter.low, parameter.high - centre)
     return centre + 0.2 * room * u
 

@@ -17,7 +17,7 @@ import snn_ext.snntorch as snntorch_face
 import snn_ext.spikingjelly as spikingjelly_face
 from snn_ext import sequence
 from snn_ext.core import surrogate
-from snn_ext.neurons import CATALOGUE
+from snn_ext.neurons import BINARY
 
 RESETS = {"zero": ("hard", 0.0), "subtract": ("soft", None)}
 ARGUMENTS = {
@@ -28,16 +28,16 @@ ARGUMENTS = {
     "TC-LIF": ({"beta1": -0.6, "beta2": 0.3, "gamma": 0.4}, {"beta1": -0.6, "beta2": 0.3, "gamma": 0.4}),
 }
 
-every_neuron = pytest.mark.parametrize("name", CATALOGUE)
+every_neuron = pytest.mark.parametrize("name", BINARY)
 
 
 def test_every_neuron_of_the_catalogue_is_compared():
-    assert ARGUMENTS.keys() == CATALOGUE.keys()
+    assert ARGUMENTS.keys() == BINARY.keys()
 
 
 def pair(name, reset, *, detach=False, decay_input=False, rule=True, backend="auto"):
     """The same neuron in both hosts, with one rule at the threshold and one surrogate."""
-    entry = CATALOGUE[name]
+    entry = BINARY[name]
     ours, theirs = (dict(arguments) for arguments in ARGUMENTS[name])
     if "tau" in theirs:
         ours["decay_input"] = theirs["decay_input"] = decay_input
@@ -57,7 +57,7 @@ def pair(name, reset, *, detach=False, decay_input=False, rule=True, backend="au
 
 
 def core(name, reset, x, module, carry, detach=False):
-    entry = CATALOGUE[name]
+    entry = BINARY[name]
     variant = {"reset": RESETS[reset][0]}
     if "beta" in ARGUMENTS[name][0]:
         variant |= {"decay": "beta", "decay_input": module.decay_input}
@@ -166,7 +166,7 @@ def test_k_is_an_ordinary_parameter():
 
 
 def faces(name, **kwargs):
-    entry = CATALOGUE[name]
+    entry = BINARY[name]
     first = {"beta": 0.5} if "beta" in ARGUMENTS[name][0] else {}
     second = {"tau": 2.0, "decay_input": False, "v_reset": None} if first else {}
     ours = {"threshold": kwargs["threshold"]} if "threshold" in kwargs else {}
@@ -224,7 +224,7 @@ def test_subtract_is_before_the_next_leak():
 @every_neuron
 def test_default_surrogate(name):
     module, node = faces(name)
-    published = CATALOGUE[name].surrogate
+    published = BINARY[name].surrogate
     assert module.spike_grad == published.with_rule(False)
     assert surrogate.recognise(snn.Leaky(0.5).spike_grad) == surrogate.atan(2.0)
     assert surrogate.recognise(neuron.LIFNode().surrogate_function) == surrogate.sigmoid(4.0)

@@ -24,9 +24,10 @@ BELOW = {
     "kernels": {"core"},
     "sequence": {"core", "neurons", "kernels"},
     "recurrence": {"core", "neurons", "kernels", "sequence"},
+    "layer": {"core", "neurons", "sequence", "recurrence"},
     "training": {"core", "neurons", "kernels", "sequence", "recurrence"},
-    "snntorch": {"core", "neurons", "sequence", "recurrence", "training"},
-    "spikingjelly": {"core", "neurons", "sequence", "recurrence", "training"},
+    "snntorch": {"core", "neurons", "sequence", "recurrence", "layer", "training"},
+    "spikingjelly": {"core", "neurons", "sequence", "recurrence", "layer", "training"},
 }
 # They serve both faces, so they may know both; a host only when called (which the tests below hold).
 ABOVE = {"convert", "nir", "doctor", "__main__"}
@@ -157,7 +158,7 @@ def test_running_a_neuron_imports_no_compiler():
         "    n = e.make(**e.options)\n"
         "    x = torch.ones(3, 2, requires_grad=True)\n"
         "    v = {k: e.values[k] for k in n.value_names}\n"
-        "    sequence.run(n, x, None, v, spike=e.surrogate).output.sum().backward()\n"
+        "    sequence.run(n, (x,) * len(n.inputs), None, v, spike=e.surrogate).output.sum().backward()\n"
     )
     modules = imported_by(run)
     # A kernel is traced, compiled and run without any of these, which take seconds to import.

@@ -52,7 +52,8 @@ def multi_bit(v: Tensor, reach: Any, levels: Any, dead_zone: Any, learn_reach: b
     with torch.no_grad():
         scale = levels * (1 - EPSILON) / reach
         code = torch.trunc(scale * inside)
-        emitted = torch.where(code.abs() > dead_zone, code / scale, 0.0)
+        # Zero times the range: a range of NaN must not look like silence.
+        emitted = torch.where(code.abs() > dead_zone, code / scale, 0.0 * reach)
     # Zeros that carry the gradients: custom functions would keep torch.func out.
     emitted = emitted + (inside - inside.detach())
     if learn_reach:
@@ -204,8 +205,8 @@ class MultiBit(nn.Module):
 
     @property
     def range(self) -> Tensor:
-        """The range ``b`` now."""
-        return self.log_range.exp() if self.mode == "learned" else self.reach
+        """The range ``b`` now; a copy, which a graph may keep when the range has moved on."""
+        return self.log_range.exp() if self.mode == "learned" else self.reach.clone()
 
     def forward(self, x: Tensor) -> Tensor:
         """The output for ``x`` (the potential, less ``threshold`` if there is one), with the range as it is."""
@@ -237,15 +238,14 @@ class MultiBit(nn.Module):
 
     def as_used(self, x: Tensor) -> Tensor:
         """The output for ``x`` with the range of the last spikes."""
-        return _emit(x, self.used.to(x.dtype), self.levels, self.dead_zone, self.threshold, False)
+        return _emit(x, self.used.clone().to(x.dtype), self.levels, self.dead_zone, self.threshold, False)
 
     @torch.no_grad()
     def follow(self, moved: Range, used: Tensor) -> None:
         """Take over what the averages have seen; ``used`` is the range of the last spikes."""
-        # New tensors: the graph of an earlier call may still need the old ones.
-        self.used = used.clone()
+        self.used.copy_(used)  # first: it may be what is written next
         for name, value in zip(Range._fields, moved, strict=True):
-            setattr(self, name, value)
+            getattr(self, name).copy_(value)
 
     @torch.no_grad()
     def observe(self, high: Tensor, low: Tensor) -> None:

@@ -13,11 +13,12 @@ from typing import Any
 from ..core import surrogate
 from ..core.neuron import Neuron
 from ..core.surrogate import Surrogate
+from .gated_synaptic import gated_synaptic, synaptic
 from .klif import klif
 from .lif import lif
 from .lstm_lif import lstm_lif
 
-__all__ = ["CATALOGUE", "Entry", "klif", "lif", "lstm_lif"]
+__all__ = ["BINARY", "CATALOGUE", "Entry", "gated_synaptic", "klif", "lif", "lstm_lif", "synaptic"]
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Entry:
         inferred: what the sources did not settle, and what was taken.
         snntorch: name of the class in ``snn_ext.snntorch``.
         spikingjelly: name of the class in ``snn_ext.spikingjelly``.
+        multi_bit: whether its output has several levels, unless another spike function is asked for; its
+            reset then takes off what was emitted, and there is no other.
     """
 
     make: Callable[..., Neuron]
@@ -50,6 +53,7 @@ class Entry:
     inferred: str
     snntorch: str
     spikingjelly: str
+    multi_bit: bool = False
 
 
 _LEAKS = {"decay": ("tau", "beta"), "decay_input": (True, False)}
@@ -115,4 +119,41 @@ CATALOGUE: Mapping[str, Entry] = {
         snntorch="TCLIF",
         spikingjelly="TCLIFNode",
     ),
+    "Synaptic LIF": Entry(
+        make=synaptic,
+        options={},
+        variants={"reset_decay": (True, False)},
+        values={"beta": 1.0, "alpha": 1.0, "mask": 1.0, "v_threshold": 0.0},
+        surrogate=Surrogate("straight_through"),
+        paper="Ponghiran & Roy, arXiv 2109.01905 (AAAI 2022), baseline",
+        equations=("i = beta i + x", "v = alpha r + i", "s = Q(v), multi-bit", "r = v - s"),
+        exact=_EXACT,
+        inferred="equations from the released code (the paper's body was not readable)",
+        snntorch="SynapticLIF",
+        spikingjelly="SynapticLIFNode",
+        multi_bit=True,
+    ),
+    "Gated synaptic": Entry(
+        make=gated_synaptic,
+        options={},
+        variants={"reset_decay": (True, False)},
+        values={"alpha": 1.0, "mask": 1.0, "v_threshold": 0.0},
+        surrogate=Surrogate("straight_through"),
+        paper="Ponghiran & Roy, arXiv 2109.01905 (AAAI 2022), v1 and v2",
+        equations=(
+            "f = sigmoid(gate), c = relu(candidate)",
+            "i = f i + (1-f) c",
+            "v = alpha r + i",
+            "s = Q(v), multi-bit",
+            "r = v - s",
+        ),
+        exact="steps = sequence = chunks, both hosts = core; CPU kernel = torch to rounding (a sigmoid is inside)",
+        inferred="equations from the released code (the paper's body was not readable)",
+        snntorch="GatedSynaptic",
+        spikingjelly="GatedSynapticNode",
+        multi_bit=True,
+    ),
 }
+
+BINARY: Mapping[str, Entry] = {name: entry for name, entry in CATALOGUE.items() if not entry.multi_bit}
+"""The rows whose neurons emit 0 or 1."""

@@ -4,14 +4,14 @@ import pytest
 
 from benchmarks import demo, hosts
 from benchmarks.tasks import cue_recall
-from snn_ext.neurons import CATALOGUE
+from snn_ext.neurons import BINARY
 
 
 @pytest.mark.parametrize("name", ["snntorch", "spikingjelly"])
 def test_lstm_lif_recalls_the_cue(name):
     host, task = hosts.load(name), cue_recall()
     runs = {
-        neuron: demo.train(host, task, neuron, CATALOGUE[neuron], beta, seed=0)
+        neuron: demo.train(host, task, neuron, BINARY[neuron], beta, seed=0)
         for neuron, beta in (("LSTM-LIF", None), ("LIF", 0.8))
     }
     # What the last batch says to the weights of the two cue channels.

@@ -9,7 +9,7 @@ import torch
 from benchmarks import __main__ as command_line
 from benchmarks import demo, hosts
 from benchmarks.tasks import cue_recall, spoken_digits
-from snn_ext.neurons import CATALOGUE
+from snn_ext.neurons import BINARY
 
 HOSTS = ("snntorch", "spikingjelly")
 
@@ -37,7 +37,7 @@ def test_end_to_end(name, wheel, tmp_path, capsys):
         assert task_name == task["name"]
         assert {"chance", "split", "note", "source", "licence"} <= task.keys()
     assert [(one["task"], one["neuron"]) for one in written["results"]] == [
-        (task, neuron) for task in written["tasks"] for neuron in CATALOGUE
+        (task, neuron) for task in written["tasks"] for neuron in BINARY
     ]
     for one in written["results"]:
         assert list(one) == [
@@ -115,7 +115,7 @@ def test_every_network_starts_from_the_same_weights(host, recordings):
         untrained = replace(task, updates=0)
         initial = demo.initial_weights(task, seed=3)
         assert not torch.equal(initial["in.weight"], demo.initial_weights(task, seed=4)["in.weight"])
-        for neuron, entry in CATALOGUE.items():
+        for neuron, entry in BINARY.items():
             net = demo.train(host, untrained, neuron, entry, None, seed=3).net
             for name, layer in (("in", net[0]), ("out", net[2])):
                 for key, weight in layer.state_dict().items():
@@ -128,7 +128,7 @@ def test_every_neuron_sees_the_same_batches(host, monkeypatch):
     plain = demo.logits
     monkeypatch.setattr(demo, "logits", lambda *args: seen.append(args[2].detach().clone()) or plain(*args))
     per_neuron = []
-    for neuron, entry in CATALOGUE.items():
+    for neuron, entry in BINARY.items():
         seen.clear()
         demo.train(host, task, neuron, entry, None, seed=5)
         per_neuron.append(list(seen))
@@ -138,7 +138,7 @@ def test_every_neuron_sees_the_same_batches(host, monkeypatch):
 
 def test_training_changes_every_trained_number(host):
     task = cue_recall(quick=True)
-    for neuron, entry in CATALOGUE.items():
+    for neuron, entry in BINARY.items():
         before = demo.train(host, replace(task, updates=0), neuron, entry, None, seed=0).net.state_dict()
         net = demo.train(host, task, neuron, entry, None, seed=0).net
         for name, parameter in net.named_parameters():
@@ -154,7 +154,7 @@ def test_the_decay_is_chosen_without_the_test_part(host):
 
     task = cue_recall(quick=True)
     sealed = replace(task, test=Untouchable())
-    candidates = [demo.train(host, sealed, "LIF", CATALOGUE["LIF"], beta, seed=0) for beta in demo.LIF_DECAYS]
+    candidates = [demo.train(host, sealed, "LIF", BINARY["LIF"], beta, seed=0) for beta in demo.LIF_DECAYS]
     for run, validation, test in zip(candidates, (0.2, 0.9, 0.5), (1.0, 0.1, 0.9), strict=True):
         run.curve = [(0, 1.0), (1, validation)]
         run.test_accuracy = test
@@ -169,7 +169,7 @@ def test_the_decay_is_chosen_without_the_test_part(host):
 
 
 def test_settings_say_what_ran(host):
-    for neuron, entry in CATALOGUE.items():
+    for neuron, entry in BINARY.items():
         module, settings = host.neuron(entry, 0.95 if neuron == "LIF" else None)
         assert settings["class"] == getattr(entry, host.name)
         assert "piecewise_quadratic" in settings["surrogate"] and settings["detach_reset"] is False
@@ -182,7 +182,7 @@ def test_settings_say_what_ran(host):
 
 def test_both_hosts_compute_the_same(recordings):
     task = spoken_digits(recordings, quick=True)
-    for neuron, entry in CATALOGUE.items():
+    for neuron, entry in BINARY.items():
         beta = 0.95 if neuron == "LIF" else None
         nets = [demo.train(h, replace(task, updates=0), neuron, entry, beta, 0) for h in map(hosts.load, HOSTS)]
         a, b = (run.gradient["initial"] for run in nets)
@@ -193,7 +193,7 @@ def test_both_hosts_compute_the_same(recordings):
 def test_the_recorded_states_belong_to_the_spikes(host):
     task = cue_recall(quick=True)
     x = task.test.x[:, :2]
-    for neuron, entry in CATALOGUE.items():
+    for neuron, entry in BINARY.items():
         net = demo.train(host, task, neuron, entry, None, seed=0).net
         with torch.no_grad():
             before = demo.logits(host, net, x)
@@ -213,7 +213,7 @@ def test_the_recorded_states_belong_to_the_spikes(host):
 
 def test_the_gradient_of_a_step_is_its_own(host):
     task = cue_recall(quick=True)
-    run = demo.train(host, replace(task, updates=0), "LIF", CATALOGUE["LIF"], 0.8, seed=0)
+    run = demo.train(host, replace(task, updates=0), "LIF", BINARY["LIF"], 0.8, seed=0)
     norms = demo.gradient_per_step(host, run.net, task.validation)
     assert norms.shape == (50,) and (norms > 0).all()
     # A decay of 0.8 lets at most 0.8 of the gradient through a silent step.

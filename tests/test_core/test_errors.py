@@ -56,6 +56,11 @@ def refused(entry, case, error, message, neuron=None, **changes):
         assert tensor._version == version
 
 
+def each(case, x):
+    """``x`` for every input of the neuron."""
+    return (x,) * len(case.neuron.inputs)
+
+
 @pytest.fixture(params=ENTRIES)
 def entry(request):
     return request.param
@@ -78,8 +83,9 @@ def test_no_time_axis(case):
         message = (
             rf"input {name} must be \[T, N, \*\]: time, batch, then any, got shape \[{shape[0] if shape else ''}\]"
         )
-        refused("run", case, ValueError, message, inputs=torch.zeros(shape))
-    refused("step", case, ValueError, r"must be \[N, \*\]: batch, then any, got shape \[\]", inputs=torch.zeros(()))
+        refused("run", case, ValueError, message, inputs=each(case, torch.zeros(shape)))
+    message = r"must be \[N, \*\]: batch, then any, got shape \[\]"
+    refused("step", case, ValueError, message, inputs=each(case, torch.zeros(())))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.bool, torch.complex64])
@@ -88,11 +94,11 @@ def test_no_floating_point_input(entry, case, dtype):
     message = (
         rf"must be a dense floating point tensor .*, got {dtype}, torch.strided; convert it, for example \w+\.float\(\)"
     )
-    refused(entry, case, TypeError, message, inputs=torch.zeros(shape, dtype=dtype))
+    refused(entry, case, TypeError, message, inputs=each(case, torch.zeros(shape, dtype=dtype)))
 
 
 def test_no_tensor(entry, case):
-    refused(entry, case, TypeError, "input .* must be a tensor, got list", inputs=[[1.0, 2.0]])
+    refused(entry, case, TypeError, "input .* must be a tensor, got list", inputs=each(case, [1.0, 2.0]))
 
 
 def test_number_of_inputs(entry):
@@ -145,7 +151,7 @@ def test_type_of_a_state(entry, case, dtype):
 
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_a_half_state_is_refused_for_a_half_input(entry, case, half):
-    inputs = torch.zeros(ENTRIES[entry][1], dtype=half)
+    inputs = each(case, torch.zeros(ENTRIES[entry][1], dtype=half))
     states = (torch.zeros(3, 4, dtype=half), *(None for _ in case.neuron.states[1:]))
     message = rf"must be torch.float32 for an input of {half} \(float16 and bfloat16 inputs carry float32 states\)"
     refused(entry, case, TypeError, message, inputs=inputs, states=states)
@@ -153,7 +159,7 @@ def test_a_half_state_is_refused_for_a_half_input(entry, case, half):
 
 def test_a_half_state_is_cast_under_autocast(case):
     """There the user does not choose the types: torch does."""
-    x = torch.randn(5, 3, 4, dtype=torch.bfloat16)
+    x = each(case, torch.randn(5, 3, 4, dtype=torch.bfloat16))
     states = tuple(torch.randn(3, 4).bfloat16() for _ in case.neuron.states)
     with torch.autocast("cpu", torch.bfloat16):
         result = sequence.run(case.neuron, x, states, case.values, spike=case.spike, trace=True, backend="torch")
@@ -316,4 +322,4 @@ def test_a_state_that_is_no_number(entry, case):
 def test_sparse_and_small_floats_are_refused(case):
     for wrong in (torch.zeros(3, 4).to_sparse(), torch.zeros(3, 4).to(torch.float8_e4m3fn)):
         with pytest.raises(TypeError, match="must be a dense floating point tensor"):
-            sequence.step(case.neuron, wrong, None, case.values, spike=case.spike)
+            sequence.step(case.neuron, each(case, wrong), None, case.values, spike=case.spike)

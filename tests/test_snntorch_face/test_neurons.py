@@ -16,14 +16,14 @@ from torch import nn
 import snn_ext.snntorch as face
 from snn_ext.core import surrogate
 from snn_ext.kernels import MACHINES
-from snn_ext.neurons import CATALOGUE
+from snn_ext.neurons import BINARY
 from snn_ext.sequence import BackendUnavailable
 from snn_ext.snntorch import KLIF, LIF, LSTMLIF, TCLIF
 
 BLOCK = ["threshold", "spike_grad", "surrogate_disable", "init_hidden", "inhibition"]
 TAIL = ["learn_threshold", "reset_mechanism", "state_quant", "output"]
 OURS = ["detach_reset", "backend", "step_mode"]
-CLASSES = [getattr(face, entry.snntorch) for entry in CATALOGUE.values()]
+CLASSES = [getattr(face, entry.snntorch) for entry in BINARY.values()]
 RESETS = ["subtract", "zero", "none"]
 
 every_class = pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)

@@ -9,9 +9,9 @@ from support import identical
 from torch import Tensor
 
 from snn_ext import spikingjelly as face
-from snn_ext.neurons import CATALOGUE
+from snn_ext.neurons import BINARY
 
-every_neuron = pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in CATALOGUE.items()])
+every_neuron = pytest.mark.parametrize("entry", [pytest.param(entry, id=name) for name, entry in BINARY.items()])
 every_reset = pytest.mark.parametrize("v_reset", [0.0, -0.25, None])
 both_modes = pytest.mark.parametrize("step_mode", ["s", "m"])
 

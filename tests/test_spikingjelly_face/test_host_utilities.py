@@ -79,7 +79,8 @@ def test_the_host_s_arguments_come_first(host, ours):
 
 
 def test_exports():
-    assert set(face.__all__) == {entry.spikingjelly for entry in CATALOGUE.values()} | {"Node", "set_backend"}
+    others = {"Node", "SynapticLayer", "GatedSynapticLayer", "set_backend"}
+    assert set(face.__all__) == {entry.spikingjelly for entry in CATALOGUE.values()} | others
 
 
 def test_a_missing_host_is_told_with_the_command():
