@@ -40,6 +40,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     gated.add_argument("--data", dest="data_path", type=Path, metavar="PATH", help="as for demo")
     gated.add_argument("--quick", action="store_true", help="one epoch each, to see that it runs; no result")
     gated.set_defaults(command="gated")
+    layers = commands.add_parser(
+        "layers",
+        help="time the gated synaptic layers against a step loop, GRU and LSTM; minutes",
+        description="Time forward and backward of the gated synaptic layers. The JSON is described in "
+        "benchmarks/layers.py. Linux or macOS.",
+    )
+    layers.add_argument("--backend", choices=("cpu", "torch"), default="cpu", help="of ours (%(default)s)")
+    layers.add_argument("--threads", type=_positive, help="torch's (as torch has it)")
+    layers.add_argument("--rounds", type=_positive, default=11, help="after the first (%(default)s)")
+    layers.add_argument("--json", dest="json_path", type=Path, metavar="OUT", help="also write the results")
+    layers.add_argument("--quick", action="store_true", help="small, two rounds, to see that it runs; no result")
+    layers.set_defaults(command="layers")
     timed = commands.add_parser(
         "speed",
         help="time the sequence call against plain loops and the hosts' neurons; about ten minutes",
@@ -72,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import speed
 
             return speed.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
+        if arguments.command == "layers":
+            from . import layers as timed_layers
+
+            return timed_layers.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
         if arguments.command == "gated":
             from . import gated as experiment
 

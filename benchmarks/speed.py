@@ -165,7 +165,7 @@ def kernel_only(case: Case, x: Tensor, grad: Tensor) -> dict[str, Traffic]:
     The launches of one training step are recorded with what they read and write, to be launched again.
     """
     recorded: list[Call] = []
-    launch = op._launch
+    launch = op.launch
 
     def again(held: Any, *arguments: Any) -> None:
         launch(*arguments)
@@ -175,7 +175,7 @@ def kernel_only(case: Case, x: Tensor, grad: Tensor) -> dict[str, Traffic]:
         recorded.append(partial(again, dict(sys._getframe(1).f_locals), *arguments))
         launch(*arguments)
 
-    with mock.patch.object(op, "_launch", record):
+    with mock.patch.object(op, "launch", record):
         step(case.sequence("cpu"), x, grad)
     every, neurons, states = 4 * x.numel(), 4 * x[0].numel(), len(case.neuron.states)
     checkpoints = (len(x) - 1) // cpu.SEGMENT * states * neurons

@@ -21,7 +21,7 @@ from .core.neuron import Neuron, Tensors, Value, widened
 from .core.quantize import MultiBit
 from .core.reference import Carry, Result
 from .core.surrogate import Surrogate
-from .kernels import op
+from .kernels.blocks import Blocks
 
 
 class RecurrentResult(NamedTuple):
@@ -204,28 +204,48 @@ class _Fused(torch.autograd.Function):
     def forward(ctx: Any, plan: _Plan, weight: Tensor, history: Tensor, *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
         inputs = [x.contiguous() for x in tensors[: plan.inputs]]
-        fixed = len(inputs) + sum(plan.started)
-        states, values = list(tensors[plan.inputs : fixed]), tensors[fixed:]
-        started, parts = plan.started, _parts(weight)
+        fixed = plan.inputs + sum(plan.started)
+        needs = ctx.needs_input_grad[3:]
+        parts, span, many = _parts(weight), plan.span, len(plan.started)
+        steps = Blocks(plan.last, inputs[0], tensors[fixed:], plan.numbers[many:], needs[fixed:])
+        blocks = plan.blocks(len(inputs[0]))
         output = torch.empty_like(inputs[0])
         drives = [torch.empty_like(x) for x in inputs[: len(parts)]] + inputs[len(parts) :]
+        traces = [torch.empty_like(output, dtype=steps.layout.real) for _ in range(many if plan.call.trace else 0)]
         save = any(ctx.needs_input_grad)
-        kept: list[tuple[list[Tensor], Tensor]] = []
-        traces: list[list[Tensor]] = []
-        for start, end, number in plan.blocks(len(output)):
-            past = history[: end - start] if start == 0 else output[start - plan.span : end - plan.span]
-            for x, drive, part in zip(inputs, drives, parts, strict=False):
-                torch.addmm(_flat(x[start:end]), _flat(past), part.t(), out=_flat(drive[start:end]))
-            now = [*(drive[start:end] for drive in drives), *states, *values]
-            _, *results, checkpoints = op.forward(number, now, started, plan.numbers, save, output[start:end])
-            kept.append((states if start else [], checkpoints))
-            states, traces = results[: len(started)], [*traces, results[len(started) :]]
-            started = (True,) * len(started)
-        ctx.plan = plan
+        room = len(blocks) + 1 if save else 2  # the states before every block, or only before and after one
+        states = steps.states(room)
+        given = iter(tensors[plan.inputs : fixed])
+        for state, fill, started in zip(states[0], plan.numbers, plan.started, strict=False):
+            state.copy_(next(given)) if started else state.fill_(fill)
+        kept: list[Tensor | None] = []
+        # Rows of all steps in one, for the products.
+        fed = [(_flat(x), _flat(drive), part.t()) for x, drive, part in zip(inputs, drives, parts, strict=False)]
+        every, before, rows = _flat(output), _flat(history), output[0].numel() // output.shape[-1]
+        for number, (start, end, kernels) in enumerate(blocks):
+            here = slice(start * rows, end * rows)
+            past = every[(start - span) * rows : (end - span) * rows] if start else before[: end * rows]
+            for x, drive, part in fed:
+                torch.addmm(x[here], past, part, out=drive[here])
+            checkpoints = steps.checkpoints(end - start) if save and end - start > 1 else None
+            at = start * steps.count
+            steps.forward(
+                kernels,
+                end - start,
+                [drive.data_ptr() + at * steps.io for drive in drives],
+                states[number % room].data_ptr(),
+                output.data_ptr() + at * steps.io,
+                states[(number + 1) % room].data_ptr(),
+                [trace.data_ptr() + at * steps.real for trace in traces],
+                0 if checkpoints is None else checkpoints.data_ptr(),
+            )
+            kept.append(checkpoints)
+        final = [state.clone() for state in states[len(blocks) % room]]
         if save:
-            ctx.kept = kept  # made here and handed to nobody
+            ctx.plan = plan
+            ctx.kept = steps, states, kept  # made here and handed to nobody
             ctx.save_for_backward(weight, history, output, *drives, *tensors)
-        return (output, *states, *(torch.cat(one) for one in zip(*traces, strict=True)))
+        return (output, *final, *traces)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
@@ -235,57 +255,67 @@ class _Fused(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *_replayed(plan, (weight, history, *tensors), grads, needs)
-        parts, many = _parts(weight), len(plan.started)
-        fixed = plan.inputs + sum(plan.started)
-        values = tensors[fixed:]
-        needs_values = needs[2 + fixed :]
-        grad_drives = [torch.empty_like(drive) for drive in drives]
-        grad_states: Sequence[Tensor | None] = grads[1 : 1 + many]
-        grad_traces = grads[1 + many :]
-        grad_values: list[Tensor] = []
-        for (start, end, number), (states, checkpoints) in zip(
-            reversed(plan.blocks(len(output))), reversed(ctx.kept), strict=True
-        ):
-            above = grads[0]
-            grad = torch.zeros_like(output[start:end]) if above is None else above[start:end].contiguous()
-            fed = min(end + plan.span, len(output)) - end
-            if fed:
-                grad = grad.clone() if above is not None else grad
-                for one, part in zip(grad_drives, parts, strict=False):
-                    _flat(grad[:fed]).addmm_(_flat(one[end : end + fed]), part)
-            first = start == 0
-            started = plan.started if first else (True,) * many
-            states = tensors[plan.inputs : fixed] if first else states
-            wanted = needs[2 + plan.inputs : 2 + fixed] if first else (True,) * many
-            fused = [i < len(parts) or needs[2 + i] for i in range(plan.inputs)]
-            now = [*(drive[start:end] for drive in drives), *states, *values]
-            from_above = [None if one is None else one[start:end] for one in grad_traces]
-            into = [one[start:end] for one in grad_drives]
-            needed = [*fused, *wanted, *needs_values]
-            found = op.backward(
-                number, now, started, plan.numbers, checkpoints, [grad, *grad_states, *from_above], needed, into
+        steps, states, kept = ctx.kept
+        parts, span, many = _parts(weight), plan.span, len(plan.started)
+        heard = [torch.empty_like(drive) for drive in drives]
+        fed = [(_flat(one), part) for one, part in zip(heard, parts, strict=False)]
+        above = torch.zeros_like(output) if grads[0] is None else grads[0].contiguous()
+        traces = [torch.zeros_like(output) if one is None else one.contiguous() for one in grads[1 + many :]]
+        # Of the states after and before a block, in turn.
+        of_states = states.new_zeros(2, *states.shape[1:])
+        for state, grad in zip(of_states[0], grads[1 : 1 + many], strict=True):
+            if grad is not None:
+                state.copy_(grad)
+        of_values = steps.gradients()
+        rows = output[0].numel() // output.shape[-1]
+        every, grad = _flat(above), torch.empty_like(above[:span])
+        blocks = plan.blocks(len(output))
+        for number, (start, end, kernels) in reversed(list(enumerate(blocks))):
+            later = min(end + span, len(output)) - end
+            total = above[start:end]
+            if later:
+                # What this block's output did to the next one.
+                total = grad[: end - start]
+                flat = _flat(total)
+                flat.copy_(every[start * rows : end * rows])
+                for one, part in fed:
+                    flat[: later * rows].addmm_(one[end * rows : (end + later) * rows], part)
+            at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
+            checkpoints = kept[number]
+            steps.backward(
+                kernels,
+                end - start,
+                [drive.data_ptr() + at * steps.io for drive in drives],
+                states[number].data_ptr(),
+                0 if checkpoints is None else checkpoints.data_ptr(),
+                total.data_ptr(),
+                [trace.data_ptr() + at * steps.real for trace in traces],
+                [one.data_ptr() + at * steps.io for one in heard],
+                of_states[turn].data_ptr(),
+                of_states[1 - turn].data_ptr(),
+                of_values,
             )
-            found = found[sum(fused) :]
-            grad_states = found[: sum(wanted)]
-            ours = found[sum(wanted) :]
-            grad_values = [a.add_(b) for a, b in zip(grad_values, ours, strict=True)] if grad_values else ours
-        span = plan.span
-        grad_weight = grad_history = None
+        first = of_states[len(blocks) % 2]
         early = min(span, len(output))
+        grad_weight = grad_history = None
         if needs[0]:
             # One product over all steps; those that hear the history apart.
-            heard, past = grad_drives[: len(parts)], output[: max(len(output) - span, 0)]
-            grad_weight = torch.cat([_flat(one[span:]).t() @ _flat(past) for one in heard])
+            past = _flat(output[: len(output) - early])
+            grad_weight = torch.cat([one[early * rows :].t() @ past for one, _ in fed])
             if history.any():
-                grad_weight += torch.cat([_flat(one[:early]).t() @ _flat(history[:early]) for one in heard])
+                before = _flat(history[:early])
+                grad_weight += torch.cat([one[: early * rows].t() @ before for one, _ in fed])
         if needs[1]:
             grad_history = torch.zeros_like(history)
-            for one, part in zip(grad_drives, parts, strict=False):
-                _flat(grad_history[:early]).addmm_(_flat(one[:early]), part)
-        each = iter([*grad_states, *grad_values])
-        outer = [grad if need else None for grad, need in zip(grad_drives, needs[2:], strict=False)]
-        rest = [next(each) if need else None for need in needs[2 + plan.inputs :]]
-        return None, grad_weight, grad_history, *outer, *rest
+            for one, part in fed:
+                _flat(grad_history)[: early * rows].addmm_(one[: early * rows], part)
+        outer = [one if need else None for one, need in zip(heard, needs[2:], strict=False)]
+        began = [one for one, started in zip(first, plan.started, strict=True) if started]
+        values = iter(steps.sums(of_values))
+        late = needs[2 + plan.inputs :]
+        inner = [one if need else None for one, need in zip(began, late, strict=False)]
+        inner += [next(values) if need else None for need in late[len(began) :]]
+        return None, grad_weight, grad_history, *outer, *inner
 
 
 def _replayed(

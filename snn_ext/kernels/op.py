@@ -99,10 +99,15 @@ def plan(request: Request, dtype: torch.dtype, trace: bool, backend: str) -> int
     return _NUMBERS[key]
 
 
+def plan_of(number: int) -> Plan:
+    """The plan with that number."""
+    return _PLANS[number]
+
+
 # ---------------------------------------------------------------- memory
 
 
-class _Layout:
+class Layout:
     """The memory order of a call's sequences and steps: that of the steps of the first input.
 
     An input whose steps have holes or repeats is copied into contiguous ones.
@@ -117,6 +122,7 @@ class _Layout:
 
     def rows(self, x: Tensor) -> tuple[Tensor, int]:
         """``x`` ``[T, N, *]`` in this order, and the distance between two steps in elements."""
+        x = x.resolve_neg()
         if self.plain and x.is_contiguous():
             return x, self.count
         if not _same_order(self.shape, x.stride()[1:], self.strides):
@@ -127,6 +133,7 @@ class _Layout:
 
     def step(self, x: Tensor) -> Tensor:
         """``x`` ``[N, *]`` in this order."""
+        x = x.resolve_neg()
         if (self.plain and x.is_contiguous()) or _same_order(self.shape, x.stride(), self.strides):
             return x
         return self.new_step(x.dtype).copy_(x)
@@ -182,7 +189,7 @@ def _same_order(shape: Sequence[int], have: Strides, want: Strides) -> bool:
 
 
 def _given(
-    plan: Plan, layout: _Layout, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float]
+    plan: Plan, layout: Layout, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float]
 ) -> tuple[list[float], list[Tensor]]:
     """The first arguments of both kernels, and the tensors that must live until they have run."""
     arguments: list[float] = []
@@ -201,15 +208,16 @@ def _given(
             arguments += (0, fill)
     for value in each:
         if value.numel() == 1:
+            value = value.resolve_neg()
             arguments += (value.data_ptr(), 0)
         else:
             value = layout.step(value.expand(layout.shape))
-            alive.append(value)
             arguments += (value.data_ptr(), 1)
+        alive.append(value)
     return arguments, alive
 
 
-def _launch(plan: Plan, kernel: Any, steps: int, count: int, arguments: Sequence[float], device: torch.device) -> None:
+def launch(plan: Plan, kernel: Any, steps: int, count: int, arguments: Sequence[float], device: torch.device) -> None:
     """Launch over ``count`` elements; ``steps`` is about how many steps go over each."""
     if count:
         block = plan.module.block(steps)
@@ -222,7 +230,6 @@ def forward(
     started: Sequence[bool],
     numbers: Sequence[float],
     save: bool,
-    output: Tensor | None = None,
 ) -> list[Tensor]:
     """Launch ``forward``.
 
@@ -232,23 +239,22 @@ def forward(
         started: per state whether it is among them.
         numbers: per state the number it starts from otherwise; the neuron's and the surrogate's numbers.
         save: write checkpoints, for ``backward``.
-        output: write the output here: contiguous, as the first input is.
 
     Returns:
         the output, the final states, the traces, and the checkpoints (empty unless ``save``).
     """
-    plan, layout = _PLANS[number], _Layout(tensors[0])
+    plan, layout = _PLANS[number], Layout(tensors[0])
     given, _alive = _given(plan, layout, tensors, started, numbers)
-    results = _empty_results(plan, layout, output)
+    results = _empty_results(plan, layout)
     checkpoints = layout.checkpoints(plan, save)
     given += [result.data_ptr() for result in results]
     given += (checkpoints.data_ptr() if save else 0, layout.steps, layout.count, *numbers[plan.states :])
-    _launch(plan, plan.forward, layout.steps, layout.count, given, layout.device)
+    launch(plan, plan.forward, layout.steps, layout.count, given, layout.device)
     return [*results, checkpoints]
 
 
-def _empty_results(plan: Plan, layout: _Layout, output: Tensor | None = None) -> list[Tensor]:
-    results = [layout.sequence(layout.io, layout.steps) if output is None else output]
+def _empty_results(plan: Plan, layout: Layout) -> list[Tensor]:
+    results = [layout.sequence(layout.io, layout.steps)]
     results += [layout.new_step(layout.real) for _ in range(plan.states)]
     if plan.trace:
         results += [layout.sequence(layout.real, layout.steps) for _ in range(plan.states)]
@@ -263,7 +269,6 @@ def backward(
     checkpoints: Tensor,
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],
-    results_of_inputs: Sequence[Tensor] | None = None,
 ) -> list[Tensor]:
     """Launch ``backward``.
 
@@ -272,12 +277,11 @@ def backward(
         checkpoints: from it.
         grads: of its other results; ``None`` for zero.
         needed: per tensor whether its gradient is wanted.
-        results_of_inputs: write those of the inputs here: contiguous, as the first input is.
 
     Returns:
         the gradients that are wanted, in the order of ``tensors``.
     """
-    plan, layout = _PLANS[number], _Layout(tensors[0])
+    plan, layout = _PLANS[number], Layout(tensors[0])
     count, states = layout.count, plan.states
     given, alive = _given(plan, layout, tensors, started, numbers)
     given.append(checkpoints.data_ptr())
@@ -291,12 +295,9 @@ def backward(
         given += (rows.data_ptr(), distance)
     results = []
     each = iter(zip(needed, tensors, strict=True))
-    for i in range(plan.inputs):
+    for _ in range(plan.inputs):
         need, _ = next(each)
-        if need and results_of_inputs is not None:
-            grad = results_of_inputs[i]
-        else:
-            grad = layout.sequence(layout.io, layout.steps if need else 1)
+        grad = layout.sequence(layout.io, layout.steps if need else 1)
         alive.append(grad)
         given += (grad.data_ptr(), count if need else 0)  # one that nobody wants is written to one row
         if need:
@@ -315,13 +316,13 @@ def backward(
     given += [partial.data_ptr() + i * count * partial.element_size() for i in range(len(values))]
     given += (layout.steps, count, *numbers[states:])
     kernels = plan.backward(learned)
-    _launch(plan, kernels["backward"], layout.steps, count, given, layout.device)
+    launch(plan, kernels["backward"], layout.steps, count, given, layout.device)
     if values:
-        results += _summed(plan, kernels["fold"], layout, partial, values)
+        results += summed(plan, kernels["fold"], layout, partial, values)
     return results
 
 
-def _summed(plan: Plan, fold: Any, layout: _Layout, partial: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
+def summed(plan: Plan, fold: Any, layout: Layout, partial: Tensor, values: Sequence[Tensor]) -> list[Tensor]:
     """Sum gradients per element, one row per value, to the shapes of the values.
 
     The order of the additions is the kernel's own, the same for every number of threads.
@@ -338,7 +339,7 @@ def _summed(plan: Plan, fold: Any, layout: _Layout, partial: Tensor, values: Seq
     return [_summed_to(plan, fold, layout, row, value) for row, value in zip(partial.unbind(), values, strict=True)]
 
 
-def _summed_to(plan: Plan, fold: Any, layout: _Layout, row: Tensor, value: Tensor) -> Tensor:
+def _summed_to(plan: Plan, fold: Any, layout: Layout, row: Tensor, value: Tensor) -> Tensor:
     shape = layout.shape
     full = (1,) * (len(shape) - value.dim()) + tuple(value.shape)
     over = [d for d, extent in enumerate(full) if extent == 1 != shape[d]]
@@ -356,7 +357,7 @@ def _fold(plan: Plan, fold: Any, data: Tensor, rows: int, columns: int) -> None:
     while rows > 1:
         fewer = -(-rows // _ROWS)
         given = [data.data_ptr(), len(data), data.stride(0), rows * columns, fewer * columns]
-        _launch(plan, fold, _ROWS, fewer * columns, given, data.device)
+        launch(plan, fold, _ROWS, fewer * columns, given, data.device)
         rows = fewer
 
 
@@ -458,7 +459,11 @@ def run(
     numbers = [*(0.0 if isinstance(state, Tensor) else state for state in states), *numbers]
     tensors = [*inputs, *(state for state in states if isinstance(state, Tensor)), *values]
     need = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if torch.compiler.is_compiling() or type(inputs[0]) not in (Tensor, torch.nn.Parameter):
+    if (
+        torch.compiler.is_compiling()  # asked first: Dynamo cannot trace the next
+        or torch._C._len_torch_dispatch_stack() > 0
+        or type(inputs[0]) not in (Tensor, torch.nn.Parameter)
+    ):
         operator: Any = torch.ops.snn_ext.forward.default
         output, *rest = operator(number, tensors, started, numbers, need)[:-1]
     elif need:
@@ -470,18 +475,24 @@ def run(
 
 # ---------------------------------------------------------------- operators
 
+
+def _backward_apart(*given: Any) -> list[Tensor]:
+    """As :func:`backward`, where sums may share memory; the results of an operator must not."""
+    return [one.clone() if one.numel() == 1 else one for one in backward(*given)]
+
+
 _library = torch.library.Library("snn_ext", "DEF")
 _given_schema = "int plan, Tensor[] tensors, bool[] started, float[] numbers"
 _library.define(f"forward({_given_schema}, bool save) -> Tensor[]")
 _library.define(f"backward({_given_schema}, Tensor checkpoints, Tensor?[] grads, bool[] needed) -> Tensor[]")
 for _device in ("CPU", "CUDA"):
     _library.impl("forward", forward, _device)
-    _library.impl("backward", backward, _device)
+    _library.impl("backward", _backward_apart, _device)
 
 
 @torch.library.register_fake("snn_ext::forward", lib=_library)
 def _fake_forward(number: int, tensors: Sequence[Tensor], started: Any, numbers: Any, save: bool) -> list[Tensor]:
-    plan, layout = _PLANS[number], _Layout(tensors[0])
+    plan, layout = _PLANS[number], Layout(tensors[0])
     return [*_empty_results(plan, layout), layout.checkpoints(plan, save)]
 
 
@@ -495,7 +506,7 @@ def _fake_backward(
     grads: Any,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    plan, layout = _PLANS[number], _Layout(tensors[0])
+    plan, layout = _PLANS[number], Layout(tensors[0])
     like = [layout.sequence(layout.io, layout.steps) for _ in range(plan.inputs)]
     like += [layout.new_step(layout.real) for given in started if given]
     like += [value.new_empty(value.shape) for value in tensors[len(like) :]]

@@ -1,0 +1,181 @@
+"""Speed of the gated synaptic layers: against a plain step loop, ``nn.GRU`` and ``nn.LSTM``.
+
+Each call is forward and backward of one layer without norm and dropout, from its input ``[T, N, D]`` to the
+gradients of its weights. The step loop is the fastest we could write by hand: one product for the inputs
+of all steps, one for both halves of the recurrence in each, temporaries reused where autograd permits. A layer
+whose outputs differ from the loop's in more than one in a thousand places is not timed: products of different
+shape round differently, and a potential at a level may then fall on the other side.
+
+The file of ``--json`` holds::
+
+    settings  {threads, rounds}
+    versions, machine, quiet  as benchmarks/speed.py
+    cases     [{shape: [T, N, D, H], unlike: {column: fraction}, seconds: {column: quartiles},
+              ratios: {figure: quartiles over rounds}}]
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from snn_ext import recurrence, sequence
+from snn_ext.core.quantize import EPSILON, MultiBit
+from snn_ext.neurons import gated_synaptic
+
+from . import timing
+
+SHAPES = ((100, 64, 40, 550), (250, 128, 140, 256))
+QUICK = ((6, 4, 5, 8),)
+_VALUES = {"alpha": 1.0, "mask": 1.0, "v_threshold": 0.0}
+_UNLIKE = 1e-3
+
+
+class _Quantise(torch.autograd.Function):
+    """The multi-bit function by hand."""
+
+    @staticmethod
+    def forward(ctx: Any, v: Tensor, reach: float, scale: float, dead_zone: int) -> Tensor:
+        ctx.save_for_backward(v)
+        ctx.reach = reach
+        code = v.clamp(-reach, reach).mul_(scale).trunc_()
+        return code.masked_fill_(code.abs() <= dead_zone, 0).div_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (v,) = ctx.saved_tensors
+        return grad * (v.abs() <= ctx.reach), None, None, None
+
+
+def step_loop(pre: Tensor, weight: Tensor | None, spike: MultiBit) -> Tensor:
+    """The cell as a careful user writes it, with the range as it stands; ``pre`` is ``[T, N, 2 H]``."""
+    reach = spike.range.item()
+    scale = spike.levels * (1 - EPSILON) / reach
+    y = i = r = pre.new_zeros(pre.shape[1], pre.shape[2] // 2)
+    outputs = []
+    for now in pre.unbind(0):
+        both = now if weight is None else torch.addmm(now, y, weight.t())
+        gate, candidate = both.chunk(2, dim=1)
+        gate = torch.sigmoid(gate)
+        i = gate * i + (1 - gate) * torch.relu(candidate)
+        v = r + i
+        y = _Quantise.apply(v, reach, scale, spike.dead_zone)
+        r = v - y
+        outputs.append(y)
+    return torch.stack(outputs)
+
+
+def columns(shape: Sequence[int], backend: str) -> dict[str, tuple[Callable[[], Tensor], list[Tensor]]]:
+    """What is timed: outputs of the same input and weights, and the weights."""
+    steps, batch, size, hidden = shape
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*of: int, scale: float = 1.0) -> Tensor:
+        return torch.randn(*of, generator=generator).mul_(scale)
+
+    x = normal(steps, batch, size)
+    outer = normal(2 * hidden, size, scale=size**-0.5).requires_grad_()
+    inner = normal(2 * hidden, hidden, scale=hidden**-0.5).requires_grad_()
+
+    def fed() -> list[Tensor]:
+        return [nn.functional.linear(x, part) for part in outer.split(hidden)]
+
+    def v1(mode: Any) -> Callable[[], Tensor]:
+        spike = MultiBit(mode=mode)
+        used = "auto" if mode == "ema_step" else backend
+        return lambda: sequence.run(gated_synaptic(), fed(), values=_VALUES, spike=spike, backend=used).output
+
+    def v2(mode: Any) -> Callable[[], Tensor]:
+        spike = MultiBit(mode=mode)
+        used = "auto" if mode == "ema_step" else backend
+        return lambda: recurrence.run(gated_synaptic(), fed(), inner, values=_VALUES, spike=spike, backend=used).output
+
+    def rnn(kind: type[nn.GRU] | type[nn.LSTM]) -> tuple[Callable[[], Tensor], list[Tensor]]:
+        torch.manual_seed(0)
+        made = kind(size, hidden)
+        return lambda: made(x)[0], list(made.parameters())
+
+    fixed = MultiBit(mode="fixed")
+    return {
+        "v1 step loop": (lambda: step_loop(x @ outer.t(), None, fixed), [outer]),
+        "v1, range fixed": (v1("fixed"), [outer]),
+        "v1, ema_sequence": (v1("ema_sequence"), [outer]),
+        "v1, ema_step": (v1("ema_step"), [outer]),
+        "v2 step loop": (lambda: step_loop(x @ outer.t(), inner, fixed), [outer, inner]),
+        "v2, range fixed": (v2("fixed"), [outer, inner]),
+        "v2, ema_sequence": (v2("ema_sequence"), [outer, inner]),
+        "v2, ema_step": (v2("ema_step"), [outer, inner]),
+        "nn.GRU": rnn(nn.GRU),
+        "nn.LSTM": rnn(nn.LSTM),
+    }
+
+
+def measure(shape: Sequence[int], backend: str, rounds: int) -> dict[str, Any]:
+    """One entry of ``cases``.
+
+    Raises:
+        RuntimeError: a layer's outputs are not the loop's.
+    """
+    built = columns(shape, backend)
+    unlike = {}
+    with torch.no_grad():
+        for name in ("v1", "v2"):
+            ours, theirs = built[f"{name}, range fixed"][0](), built[f"{name} step loop"][0]()
+            unlike[name] = (ours != theirs).float().mean().item()
+            if not unlike[name] <= _UNLIKE:
+                raise RuntimeError(f"{name} at {list(shape)}: {unlike[name]:.1e} of the outputs are not the loop's")
+    grad = torch.randn(shape[0], shape[1], shape[3], generator=torch.Generator().manual_seed(1))
+
+    def call(name: str) -> Callable[[], Any]:
+        forward, weights = built[name]
+        return lambda: torch.autograd.grad(forward(), weights, grad)
+
+    found = timing.interleaved({name: call(name) for name in built}, rounds, math.inf)
+    pairs = {f"{name[:2]} step loop / {name}": (f"{name[:2]} step loop", name) for name in built if ", " in name}
+    pairs |= {f"{name} / v2, range fixed": (name, "v2, range fixed") for name in ("nn.GRU", "nn.LSTM")}
+    return {
+        "shape": list(shape),
+        "unlike": unlike,
+        "seconds": {name: timing.seconds(found, name) for name in built},
+        "ratios": {figure: timing.ratio(found, slow, fast) for figure, (slow, fast) in pairs.items()},
+    }
+
+
+def table(result: Mapping[str, Any]) -> Iterator[str]:
+    """The results in lines of text."""
+    yield ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    yield f"{result['settings']['threads']} threads, {result['settings']['rounds']} rounds, forward and backward"
+    for when, state in result["quiet"].items():
+        yield f"machine {when}: load {state['load_average']:.2f}, work waited {state['pressure_avg10_percent']} %"
+    for case in result["cases"]:
+        steps, batch, size, hidden = case["shape"]
+        yield f"\nT {steps}, N {batch}, {size} -> {hidden}; outputs unlike the loop's: {case['unlike']}"
+        for name, (_, median, *_) in case["seconds"].items():
+            yield f"  {name:20} {median * 1e3:9.1f} ms"
+        for figure, (low, median, high, _) in case["ratios"].items():
+            yield f"  {figure:36} {median:.2f} ({low:.2f}-{high:.2f})"
+
+
+def run(threads: int | None, rounds: int, backend: str, json_path: Path | None, quick: bool) -> int:
+    """The command."""
+    threads = threads or torch.get_num_threads()
+    torch.set_num_threads(threads)
+    result: dict[str, Any] = {
+        "settings": {"threads": threads, "rounds": 2 if quick else rounds},
+        "versions": timing.versions(),
+        "machine": timing.machine(),
+        "quiet": {"before": timing.quiet()},
+    }
+    result["cases"] = [measure(shape, backend, result["settings"]["rounds"]) for shape in (QUICK if quick else SHAPES)]
+    result["quiet"]["after"] = timing.quiet()
+    print(*table(result), sep="\n")
+    if json_path is not None:
+        json_path.parent.mkdir(parents=True, exist_ok=True)
+        json_path.write_text(json.dumps(result, indent=1) + "\n")
+    return 0

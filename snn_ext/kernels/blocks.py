@@ -1,0 +1,130 @@
+"""A neuron's kernels over consecutive blocks of one sequence, for what runs between the blocks.
+
+:mod:`snn_ext.kernels.op` is one call for a whole sequence. A recurrent layer has as many calls as blocks, a
+step each at worst, so here everything that is the same in all of them is prepared once, and what is left of a
+call is addresses. Sequences are contiguous ``[T, N, *]``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import op
+
+
+class Blocks:
+    """The launches over one sequence.
+
+    Args:
+        number: of a plan (see :mod:`snn_ext.kernels.op`) with this neuron, dtype and backend; others may differ
+            in the carry.
+        like: the sequence of an input, contiguous.
+        values: tensors among the neuron's values, in the order of the plan.
+        numbers: the neuron's and the surrogate's numbers, in the order of the plan.
+        learned: per value whether it needs a gradient.
+    """
+
+    def __init__(
+        self, number: int, like: Tensor, values: Sequence[Tensor], numbers: Sequence[float], learned: Sequence[bool]
+    ) -> None:
+        self.plan = op.plan_of(number)
+        self.layout = op.Layout(like)
+        self.count, self.device = self.layout.count, self.layout.device
+        self.real, self.io = torch.finfo(self.layout.real).bits // 8, like.element_size()
+        self.numbers = tuple(numbers)
+        self.learned = tuple(learned)
+        self._alive: list[Tensor] = []
+        self._values: list[float] = []
+        for value in values:
+            same = value.numel() == 1
+            lanes = value if same else self.layout.step(value.expand(self.layout.shape))
+            self._alive.append(lanes)
+            self._values += (lanes.data_ptr(), 0 if same else 1)
+        self._sought = [value for value, needed in zip(values, learned, strict=True) if needed]
+
+    def states(self, many: int) -> Tensor:
+        """Room for so many times all states, ``[many, states, N, *]``."""
+        shape = (many, self.plan.states, *self.layout.shape)
+        return torch.empty(shape, dtype=self.layout.real, device=self.device)
+
+    def checkpoints(self, steps: int) -> Tensor:
+        """Room for the checkpoints inside a block of so many steps."""
+        segments = (steps - 1) // self.plan.module.SEGMENT
+        return torch.empty((segments, self.plan.states, self.count), dtype=self.layout.real, device=self.device)
+
+    def gradients(self) -> Tensor:
+        """Room for the gradients of the values that need one, element by element: of a block, and their sums."""
+        return torch.zeros((2, len(self._sought), self.count), dtype=self.layout.real, device=self.device)
+
+    def _given(self, inputs: Sequence[int], states: int) -> list[float]:
+        given: list[float] = []
+        for address in inputs:
+            given += (address, self.count)
+        for i in range(self.plan.states):
+            given += (states + i * self.count * self.real, 0.0)
+        return given + self._values
+
+    def forward(
+        self,
+        number: int,
+        steps: int,
+        inputs: Sequence[int],
+        states: int,
+        output: int,
+        final: int,
+        traces: Sequence[int],
+        checkpoints: int,
+    ) -> None:
+        """Launch ``forward`` over a block; all but the first two are addresses, ``checkpoints`` may be 0."""
+        plan = op.plan_of(number)
+        given = self._given(inputs, states)
+        given.append(output)
+        given += [final + i * self.count * self.real for i in range(plan.states)]
+        given += traces
+        given += (checkpoints, steps, self.count, *self.numbers)
+        op.launch(plan, plan.forward, steps, self.count, given, self.device)
+
+    def backward(
+        self,
+        number: int,
+        steps: int,
+        inputs: Sequence[int],
+        states: int,
+        checkpoints: int,
+        grad: int,
+        grad_traces: Sequence[int],
+        grad_inputs: Sequence[int],
+        grad_final: int,
+        grad_states: int,
+        gradients: Tensor,
+    ) -> None:
+        """Launch ``backward`` over a block; all between the first two and the last are addresses.
+
+        The gradients of the states after the block are read at ``grad_final`` and those before it are written
+        to ``grad_states``. Those of the values are added to ``gradients``.
+        """
+        plan = op.plan_of(number)
+        apart = self.count * self.real
+        given = self._given(inputs, states)
+        given += (checkpoints, grad, self.count)
+        for address in grad_traces:
+            given += (address, self.count)
+        for address in grad_inputs:
+            given += (address, self.count)
+        for i in range(plan.states):
+            given += (grad_final + i * apart, grad_states + i * apart)
+        part, total = gradients.unbind()
+        given += [part.data_ptr() + i * apart for i in range(len(self._sought))]
+        given += (steps, self.count, *self.numbers)
+        op.launch(plan, plan.backward(self.learned)["backward"], steps, self.count, given, self.device)
+        if self._sought:
+            total.add_(part)
+
+    def sums(self, gradients: Tensor) -> list[Tensor]:
+        """The gradients of the values that need one, over all blocks, in the values' shapes."""
+        if not self._sought:
+            return []
+        return op.summed(self.plan, self.plan.backward(self.learned)["fold"], self.layout, gradients[1], self._sought)
