@@ -105,6 +105,8 @@ def _run(
 
 def _unfused(call: sequence.Call, like: Tensor) -> str | None:
     """Why a recurrent call cannot be fused, besides what holds for every call."""
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
+        return "recurrent layers are not fused under a dispatch mode (fake tensors, make_fx)"
     if like.dtype == torch.float16:
         return "recurrent layers are not fused in float16"
     if call.trace and call.carry == "before_reset":
@@ -259,8 +261,11 @@ class _Fused(torch.autograd.Function):
         parts, span, many = _parts(weight), plan.span, len(plan.started)
         heard = [torch.empty_like(drive) for drive in drives]
         fed = [(_flat(one), part) for one, part in zip(heard, parts, strict=False)]
-        above = torch.zeros_like(output) if grads[0] is None else grads[0].contiguous()
-        traces = [torch.zeros_like(output) if one is None else one.contiguous() for one in grads[1 + many :]]
+        above = torch.zeros_like(output) if grads[0] is None else grads[0].resolve_neg().contiguous()
+        traces = [
+            torch.zeros_like(output, dtype=states.dtype) if one is None else one.resolve_neg().contiguous()
+            for one in grads[1 + many :]
+        ]
         # Of the states after and before a block, in turn.
         of_states = states.new_zeros(2, *states.shape[1:])
         for state, grad in zip(of_states[0], grads[1 : 1 + many], strict=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from copy import copy
+from threading import get_ident
 from typing import Any, NamedTuple, get_args
 
 import torch
@@ -25,6 +25,7 @@ from .core.surrogate import Surrogate
 from .kernels import op
 
 _STEP_PAYS = 32768  # elements
+_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # newer than torch 2.6
 _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 _KERNELS = {"cpu": "cpu", "cuda": "cupy"}  # by type of device
@@ -208,7 +209,7 @@ def run_multi_bit(
     given = _given(neuron, states)
     many = len(given)
     values = dict(values or {})
-    before = {"reach": spike.used} if spike.follows else None
+    before = {"reach": spike.used.clone()} if spike.follows else None
     if spike.training and spike.mode == "ema_step":
         return _run_tracking(run, neuron, inputs, given, values, spike, settings, sequences)
     if spike.training and spike.mode == "ema_sequence":
@@ -221,7 +222,7 @@ def run_multi_bit(
     else:
         result = run(spike.neuron(neuron), inputs, given, values | spike.values(), _UNUSED, settings, before)
         if spike.follows and result.output.numel():
-            spike.used = spike.reach.clone()
+            spike.follow(spike.moved, spike.reach)
     return Result(result.output, result.states[:many], result.trace[:many])
 
 
@@ -330,6 +331,8 @@ def kernels_for(call: Call, like: Tensor, backend: str) -> int | str:
     compiling = torch.compiler.is_compiling()
     if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
         return "kernels have no torch.func transforms and no forward-mode derivatives"
+    if _is_exporting() or (not compiling and torch.jit.is_tracing()):
+        return "a program that is exported or traced by torch.jit takes no kernels along"
     if like.numel() == 0:
         return _NOTHING
     return kernels.plan_number(
@@ -381,8 +384,11 @@ def explained(module: nn.Module, x: Any) -> str:
     names = {one: name for name, one in module.named_modules()}
     running: list[nn.Module] = []
     lines: list[str] = []
+    thread = get_ident()
 
     def watch(call: Call, like: Tensor, single: bool, found: int | str, wanted: str) -> None:
+        if get_ident() != thread:
+            return
         where = running[-1] if running else module
         label = f"{names[where]} ({type(where).__name__})" if names[where] else type(where).__name__
         what = "step" if single else "sequence"
@@ -394,26 +400,31 @@ def explained(module: nn.Module, x: Any) -> str:
                 reason = kernels.unavailable(other) or kernels_for(call, like, other)
                 lines.append(f"  not {other}: {reason if isinstance(reason, str) else 'it can run, but is not chosen'}")
 
-    kept = {one: _shallow(vars(one)) for one in module.modules()}
-    hooks = [one.register_forward_pre_hook(lambda one, _: running.append(one)) for one in module.modules()]
-    hooks += [one.register_forward_hook(lambda *_: running.pop() and None) for one in module.modules()]
-    module.eval()
+    kept = _shallow(module)
+    buffers = {buffer: buffer.detach().clone() for buffer in module.buffers()}
     _watchers.append(watch)
     try:
+        for one in module.modules():
+            held = one._buffers  # what the run writes into buffers, it writes into copies
+            held.update({name: buffers[value] for name, value in held.items() if value is not None})
+            one.register_forward_pre_hook(lambda one, _: running.append(one))
+            one.register_forward_hook(lambda *_: running.pop() and None)
+        module.eval()
         with torch.no_grad():
             module(x)
     finally:
         _watchers.remove(watch)
-        for hook in hooks:
-            hook.remove()
-        for one, attributes in kept.items():
-            vars(one).clear()
-            vars(one).update(attributes)
+        for container, content in kept:  # in place: handles of the caller's hooks and other names refer to them
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(content)
     return "\n".join(lines) or "no neuron of snn_ext ran"
 
 
-def _shallow(attributes: dict[str, Any]) -> dict[str, Any]:
-    return {name: copy(value) if isinstance(value, dict | list) else value for name, value in attributes.items()}
+def _shallow(module: nn.Module) -> list[tuple[Any, Any]]:
+    """What a module and those in it hold: their namespaces, the dicts and lists in these, and a copy of each."""
+    namespaces = [vars(one) for one in module.modules()]
+    inner = [value for one in namespaces for value in one.values() if isinstance(value, dict | list)]
+    return [(one, list(one) if isinstance(one, list) else dict(one)) for one in (*namespaces, *inner)]
 
 
 # ---------------------------------------------------------------- checks
@@ -501,6 +512,7 @@ def _given(neuron: Neuron, states: _States) -> tuple[Value | None, ...]:
 
 
 def check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -> Tensors:
+    """The inputs as a tuple, if they are what the neuron takes; ``axes``: 2 for ``[T, N, *]``, 1 for ``[N, *]``."""
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if len(inputs) != len(neuron.inputs):
         raise ValueError(
@@ -517,7 +529,9 @@ def check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -
             )
         if x.dim() < axes:
             raise ValueError(f"{neuron.name}: input {name} must be {layout}, got shape {list(x.shape)}")
-        if x.shape != inputs[0].shape or x.dtype != inputs[0].dtype or x.device != inputs[0].device:
+        if x is not inputs[0] and (
+            x.shape != inputs[0].shape or x.dtype != inputs[0].dtype or x.device != inputs[0].device
+        ):
             raise ValueError(
                 f"{neuron.name}: inputs must agree; {neuron.inputs[0]} is {_describe(inputs[0])}, "
                 f"{name} is {_describe(x)}"

@@ -67,6 +67,9 @@ def plan_number(
 ) -> int | str:
     """The number of the plan (see :mod:`snn_ext.kernels.op`) for such a call, or why there is none.
 
+    A function that ``torch.compile`` has compiled keeps the number, and with it what the equations had captured
+    (:func:`snn_ext.kernels.trace.captured`) when it was compiled.
+
     Args:
         handle: of the neuron.
         kind, structure, fires_at_threshold, smooth, tensors, detach_reset, carry: see

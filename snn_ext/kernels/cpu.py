@@ -150,14 +150,21 @@ if hasattr(os, "register_at_fork"):
 def _compiler() -> tuple[tuple[str, ...], str]:
     """The compiler's command, flags included, and what it says about itself."""
     chosen = os.environ.get("CXX")
-    candidates = [shlex.split(chosen)] if chosen else [["g++"], ["clang++"], ["c++"]]
+    tried = []
+    for candidate in [chosen] if chosen else ["g++", "clang++", "c++"]:
+        tried.append(candidate)
+        try:
+            command = shlex.split(candidate)
+            if command and shutil.which(command[0]):
+                about = subprocess.run(
+                    [*command, "--version"], capture_output=True, text=True, errors="replace", check=False
+                )
+                if about.returncode == 0:
+                    return tuple(command), about.stdout
+        except (OSError, ValueError) as error:  # no program, or no command line
+            tried[-1] += f": {error}"
     how = "install one (Debian and Ubuntu: apt install g++; macOS: xcode-select --install), or name it in CXX"
-    for command in candidates:
-        if command and shutil.which(command[0]):
-            about = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
-            if about.returncode == 0:
-                return tuple(command), about.stdout
-    raise NoCompiler(f"no C++ compiler ({' or '.join(' '.join(command) for command in candidates)}); {how}")
+    raise NoCompiler(f"no C++ compiler ({' or '.join(tried).strip() or 'CXX is blank'}); {how}")
 
 
 @cache

@@ -78,7 +78,11 @@ def _locked(file: Path) -> Iterator[None]:
 
     with open(file, "a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            # Closing is not enough: a child forked meanwhile has the file open, too.
+            fcntl.flock(lock, fcntl.LOCK_UN)
 
 
 # A lock may be held by another thread at a fork, which the child does not have.

@@ -16,14 +16,14 @@ import operator
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
-from types import CodeType, FunctionType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
 from ..core.neuron import Neuron, Tensors, Values, by_handle
 from ..core.reference import Carry, settle
@@ -159,38 +159,68 @@ class Request:
 
 
 def captured(handle: int) -> tuple[Any, ...]:
-    """The numbers, strings and functions that a neuron's equations read out of closures and global names, now.
+    """The numbers, strings and functions that a neuron's equations read out of closures, defaults and globals, now.
 
-    They become part of a kernel's text, so another value is another kernel. What is read out of other
-    objects (a list, an attribute) is read once: equations are functions of their arguments.
+    They become part of a kernel's text, so another value is another kernel; a function that ``torch.compile``
+    has compiled keeps those of that time. What is read out of other objects (a list, an attribute) is read
+    once: equations are functions of their arguments.
     """
-    return tuple([container.get(key) if key else container.cell_contents for container, key in _sources(handle)])
+    return tuple([_key(_read(container, name)) for container, name in _sources(handle)])
+
+
+_Container = dict[str, Any] | CellType | FunctionType
+_Source = tuple[_Container, int | str]
+"""Where something is captured: a namespace and a name, a cell and no name, a function and which of its defaults."""
 
 
 @cache
-def _sources(handle: int) -> list[tuple[Any, str]]:
-    """Where to find them: a namespace and a name, or a cell and no name."""
-    found: dict[tuple[int, str], tuple[Any, str]] = {}
+def _sources(handle: int) -> list[_Source]:
+    found: dict[tuple[int, int | str], _Source] = {}
 
     def visit(function: FunctionType) -> None:
         names = dict.fromkeys(name for code in _codes(function.__code__) for name in code.co_names)
-        places: list[tuple[Any, str]] = [(cell, "") for cell in function.__closure__ or ()]
+        places: list[_Source] = [(cell, "") for cell in function.__closure__ or ()]
         places += [(function.__globals__, name) for name in names if name in function.__globals__]
-        for container, key in places:
-            value = container[key] if key else container.cell_contents
-            if (id(container), key) in found or not isinstance(value, int | float | str | FunctionType | None):
+        places += [(function, name) for name in _defaults(function)]
+        for container, name in places:
+            value = _read(container, name)
+            inner = _function(value)
+            if inner is None and not isinstance(value, int | float | str | None):
                 continue
-            if isinstance(value, FunctionType) and value.__module__.partition(".")[0] == "torch":
+            if (id(container), name) in found or (inner and inner.__module__.partition(".")[0] == "torch"):
                 continue
-            found[id(container), key] = (container, key)
-            if isinstance(value, FunctionType):
-                visit(value)
+            found[id(container), name] = (container, name)
+            if inner:
+                visit(inner)
 
     neuron = by_handle(handle)
-    for function in (neuron.charge, neuron.fire, neuron.reset):
-        if isinstance(function, FunctionType):
+    for one in (neuron.charge, neuron.fire, neuron.reset):
+        if function := _function(one):
             visit(function)
     return list(found.values())
+
+
+def _read(container: _Container, name: int | str) -> Any:
+    if isinstance(container, CellType):
+        return container.cell_contents
+    namespace: Any = container if isinstance(container, dict) else _defaults(container)
+    return namespace.get(name)
+
+
+def _defaults(function: FunctionType) -> dict[int | str, Any]:
+    return dict(enumerate(function.__defaults__ or ())) | (function.__kwdefaults__ or {})
+
+
+def _key(value: Any) -> Any:
+    """What tells captured values apart: 0.0 and -0.0, 1 and 1.0 are equal, but not the same."""
+    return repr(value) if _function(value) is None else value
+
+
+def _function(value: Any) -> FunctionType | None:
+    """The function that a partial or a bound method calls, or it is itself."""
+    while isinstance(value, partial | MethodType):
+        value = value.func if isinstance(value, partial) else value.__func__
+    return value if isinstance(value, FunctionType) else None
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -524,8 +554,8 @@ class _Root(torch.autograd.Function):
 
 def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -> Graph:
     neuron = request.neuron
-    # Whatever mode the caller is in (no_grad, inference), this is a computation of its own.
-    with torch.inference_mode(False), torch.enable_grad():
+    # Whatever mode the caller is in (no_grad, inference, fake tensors), this is a computation of its own.
+    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
         inputs, states = recorder.arguments("x_", neuron.inputs), recorder.arguments("u_", neuron.states)
         tensors = dict(zip(request.tensors, recorder.arguments("p_", request.tensors), strict=True))
         numbers = recorder.numbers("c_", request.numbers)

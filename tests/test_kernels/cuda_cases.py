@@ -79,7 +79,8 @@ class Row:
 
     @property
     def case(self) -> Case:
-        return Case(self.name, (("reset", self.reset),))
+        chooses = "reset" in CATALOGUE[self.name].variants
+        return Case(self.name, (("reset", self.reset),) if chooses else ())
 
     @property
     def spike(self) -> Surrogate:

@@ -3,19 +3,17 @@
 import logging
 import os
 import re
-import signal
 import subprocess
-import sys
-import textwrap
-from pathlib import Path
 
 import pytest
 import torch
-from support import Case, assert_identical, random_case, run
+from support import Case, assert_identical, random_case, run, weigh
 
 from snn_ext import sequence
 from snn_ext.kernels import cpu, store
 from snn_ext.sequence import BackendUnavailable
+
+from .processes import finished, python
 
 CASE = Case("LIF")
 DATA = random_case(CASE, (9, 5), torch.float32)
@@ -161,22 +159,38 @@ assert identical(results[0].output, results[1].output) and identical(*grads)
 """
 
 
-def python(script, *arguments, **environment):
-    """Start a script in a process of its own."""
-    command = [sys.executable, "-c", textwrap.dedent(script), str(Path(__file__).parents[1]), *arguments]
-    options = {"stderr": subprocess.PIPE, "text": True, "start_new_session": True}
-    return subprocess.Popen(command, env={**os.environ, **environment}, **options)
-
-
-def finished(process, seconds=120):
-    """Its errors, once it is over."""
+FORKED_WHILE_COMPILING = """
+import os, sys, threading, time
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from support import Case, random_case, run
+case = Case("LIF")
+data = random_case(case, (9, 5), torch.float32)
+thread = threading.Thread(target=lambda: run(case, data, backend="cpu"))
+thread.start()
+while not os.path.exists(sys.argv[2]):
+    time.sleep(0.01)
+child = os.fork()
+if child == 0:
+    # Whatever else happens here, the child must not run the parent's code.
+    code = 1
     try:
-        _, errors = process.communicate(timeout=seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # with its children
-        raise
-    assert process.returncode == 0, errors
-    return errors
+        run(case, data, backend="cpu")
+        code = 0
+    finally:
+        os._exit(code)
+thread.join()
+assert os.waitpid(child, 0)[1] == 0
+"""
+
+
+def test_a_child_forked_while_another_thread_compiles_finishes(tmp_path):
+    """It has inherited the lock that the thread holds, which it must not wait for."""
+    began, folder = tmp_path / "began", tmp_path / "cache"
+    slow = compiler(tmp_path, f'[ "$1" = --version ] || {{ touch "{began}"; sleep 2; }}\nexec g++ "$@"')
+    finished(python(FORKED_WHILE_COMPILING, str(began), CXX=slow, SNN_EXT_CACHE=str(folder)), seconds=60)
+    assert len(binaries(folder)) == 1
 
 
 def test_processes_that_start_at_once(tmp_path):
@@ -200,12 +214,38 @@ def test_no_compiler(fresh, monkeypatch, caplog, environment):
     assert_only_auto_works(caplog, message)
 
 
-def compiler(tmp_path, body):
+def compiler(tmp_path, body, first="#!/bin/sh"):
     """A compiler of one's own, for CXX."""
     script = tmp_path / "c++ of mine"
-    script.write_text(f"#!/bin/sh\n{body}\n")
+    script.write_text(f"{first}\n{body}\n")
     script.chmod(0o700)
     return f"'{script}'"
+
+
+NO_PROGRAM = {
+    "text": lambda path: compiler(path, "exec g++", "no program"),
+    "another machine's": lambda path: compiler(path, "", "\x7fELF\x02"),
+    "no interpreter": lambda path: compiler(path, "exec g++", "#!/nonexistent/sh"),
+    "a folder": lambda path: str(path),
+    "an open quote": lambda path: "g++ '-DX",
+    "blank": lambda path: " ",
+    "fails": lambda path: compiler(path, "exit 1"),
+}
+
+
+@pytest.mark.parametrize("what", NO_PROGRAM)
+def test_what_is_no_compiler(fresh, monkeypatch, caplog, tmp_path, what):
+    monkeypatch.setenv("CXX", NO_PROGRAM[what](tmp_path))
+    message = r"no C\+\+ compiler \(.+\); install one .*apt install g\+\+.*or name it in CXX"
+    with pytest.raises(BackendUnavailable, match=message):
+        sequence.check_backend("cpu")
+    assert_only_auto_works(caplog, message)
+
+
+@pytest.mark.parametrize("says", [":", "printf 'version \\351\\n'"], ids=["nothing", "Latin-1"])
+def test_whatever_a_compiler_says_of_itself(fresh, monkeypatch, tmp_path, says):
+    monkeypatch.setenv("CXX", compiler(tmp_path, f'[ "$1" = --version ] && {says} && exit\nexec g++ "$@"'))
+    assert works()
 
 
 @pytest.mark.parametrize(
@@ -231,14 +271,37 @@ def test_without_openmp_there_is_one_thread(fresh, monkeypatch, builds, tmp_path
     assert [command[-4] for command in builds] == ["-fopenmp", "-fopenmp-simd"]
 
 
-def test_kernels_are_vectorised(fresh, monkeypatch, tmp_path):
-    """Loops over elements use the widest registers there are."""
-    monkeypatch.setenv("CXX", f"g++ -fopt-info-vec={tmp_path / 'report'}")
-    for case in (Case("LIF"), Case("KLIF"), Case("LSTM-LIF")):
-        (tmp_path / "report").unlink(missing_ok=True)
-        data = random_case(case, (9, 5), torch.float32)
-        run(case, data, backend="cpu")
-        assert "vectorized" in (tmp_path / "report").read_text()
+def loop(text, before, opens):
+    """Line numbers of a loop over elements: from its ``LANES`` after the text ``before`` to its closing brace."""
+    lines = text.splitlines()
+    first = next(i for i, line in enumerate(lines) if before in line)
+    first = next(i for i in range(first, len(lines)) if opens in lines[i])
+    indent = re.match(" *", lines[first])[0]
+    one_line = lines[first].count("{") == lines[first].count("}")
+    last = first if one_line else next(i for i in range(first, len(lines)) if lines[i] == f"{indent}}}")
+    return range(first + 1, last + 2)
+
+
+@pytest.mark.parametrize("name", ["LIF", "KLIF", "LSTM-LIF"])
+def test_kernels_are_vectorised(fresh, monkeypatch, tmp_path, name):
+    """The loops over elements that take the time: a step, the step over again, and its gradient."""
+    report, texts = tmp_path / "report", []
+    monkeypatch.setenv("CXX", f"g++ -fopt-info-vec={report}")
+    real = cpu.library
+    monkeypatch.setattr(cpu, "library", lambda text: texts.append(text) or real(text))
+    case = Case(name)
+    data = random_case(case, (9, 5), torch.float32).with_grad()
+
+    def vectorised(span):
+        found = re.findall(r"kernel\.cpp:(\d+):\d+: optimized: .*loop vectorized", report.read_text())
+        return any(int(line) in span for line in found)
+
+    result = run(case, data, backend="cpu")
+    assert vectorised(loop(texts[0], "const bool last = ", "LANES(j) {"))
+    report.unlink()
+    torch.autograd.grad(weigh(result), data.leaves())
+    assert vectorised(loop(texts[1], "i < K - 1", "LANES(j) {"))
+    assert vectorised(loop(texts[1], "i = K - 1; i >= 0", "GRADIENT_LANES(STEP_GRADIENT)"))
 
 
 # ---------------------------------------------------------------- threads

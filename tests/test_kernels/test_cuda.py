@@ -68,14 +68,15 @@ def assert_same(found, expected, what, rounded=0):
 @pytest.mark.parametrize("row", rows_to_run(), ids=str)
 def test_kernels_are_the_reference(row, machine):
     """And the CPU kernels; the sums over neurons and time as well, which have the same order there."""
-    assert generate.is_exact(row.request) == (row.kind != "sigmoid")
+    exact = row.kind != "sigmoid" and row.name != "Gated synaptic"
+    assert generate.is_exact(row.request) == exact
     for steps, shape in SIZES:
         data = row.data(steps, shape)
         found = data.to(machine.device()).run("cupy")
         if steps * shape[-1] > 1000:
             assert_mixed(found[0])
         assert_same(found, data.run("cpu"), f"CPU kernel {steps} {shape}")
-        if row.kind != "sigmoid":
+        if exact:
             assert_same(found, data.run("torch"), f"reference {steps} {shape}", data.rounded)
             there = data.to(machine.device(), constants_too=True).run("torch")
             assert_same(found, there, f"reference on the device {steps} {shape}", data.rounded)

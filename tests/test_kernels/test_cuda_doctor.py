@@ -44,6 +44,14 @@ def test_without_a_gpu_the_kernels_are_compiled_and_it_says_so(double, monkeypat
     assert f"{2 * len(CATALOGUE) + 2} passed, 0 failed, 1 could not be checked" in text
 
 
+def test_a_compiler_that_says_nothing_of_itself(double, monkeypatch, capsys):
+    command = cpu._compiler()[0]
+    monkeypatch.setattr(cpu, "_compiler", lambda: (command, "\n"))
+    code, text = report(capsys)
+    assert code == 0
+    assert f"compiler: {' '.join(command)}\n" in text
+
+
 def test_without_cupy(double, monkeypatch, capsys):
     monkeypatch.setattr(cuda, "_is_installed", lambda name: False)
     code, text = report(capsys)
@@ -70,8 +78,21 @@ def test_every_gpu(double, capsys):
     runs = [one.kernel for one in double.launches].count("forward")
     assert runs == 2 * (len(CATALOGUE) + 2 + 2)
     assert len({one.stream for one in double.launches}) == 2 + 2 * 2
-    assert text.count("ok      two streams at once") == 2
+    assert text.count("ok      two streams, queued together") == 2
     assert f"{3 * (len(CATALOGUE) + 2) + 2} passed, 0 failed, 0 could not be checked" in text
+
+
+def test_both_streams_have_their_work_before_a_result_is_waited_for(double, monkeypatch):
+    launched = []
+    real = doctor._on_cpu
+
+    def spy(named):
+        launched.append({one.stream for one in double.launches})
+        return real(named)
+
+    monkeypatch.setattr(doctor, "_on_cpu", spy)
+    assert doctor._streams(torch.device("cpu"), "torch") is None
+    assert [len(streams) for streams in launched] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("kernel", ["forward", "backward", "fold"])

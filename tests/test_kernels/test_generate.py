@@ -6,6 +6,7 @@ import math
 import os
 import re
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -313,6 +314,58 @@ def test_what_is_captured_may_change(compiled, monkeypatch):
     monkeypatch.setitem(globals(), "ALPHA", 0.5)
     assert_identical(assert_as_reference(neuron, x), first)
     assert len(set(compiled)) == 4
+
+
+def scaled(x):
+    return x * ALPHA
+
+
+def with_default(inputs, states, p, factor=0.5, scale=scaled, *, shift=0.25):
+    return (scale(states[0] * factor) + inputs[0] + shift,)
+
+
+class Owner:
+    def charge(self, inputs, states, p):
+        return with_default(inputs, states, p)
+
+
+def calling(function):
+    return lambda *given: function(*given)
+
+
+WRAPPED = {
+    "function": lambda: with_default,
+    "partial": lambda: partial(with_default),
+    "method": lambda: Owner().charge,
+    "partial of a method": lambda: partial(Owner().charge),
+    "closure over a method": lambda: calling(Owner().charge),
+}
+
+
+@pytest.mark.parametrize("wrapped", WRAPPED)
+@pytest.mark.parametrize("change", ["global", "default", "keyword default"])
+def test_what_is_captured_behind_partials_methods_and_defaults(compiled, monkeypatch, wrapped, change):
+    neuron = plain(WRAPPED[wrapped]())
+    x = torch.randn(5, 6)
+    first = assert_as_reference(neuron, x)
+    if change == "global":
+        monkeypatch.setitem(globals(), "ALPHA", 2.0)
+    elif change == "default":
+        monkeypatch.setattr(with_default, "__defaults__", (0.25, scaled))
+    else:
+        monkeypatch.setattr(with_default, "__kwdefaults__", {"shift": 1.0})
+    assert not identical(assert_as_reference(neuron, x).trace[0], first.trace[0])
+    assert len(set(compiled)) == 2
+
+
+def test_numbers_that_are_equal_and_not_the_same(compiled):
+    """0.0 and -0.0: one over it has another sign."""
+    zero = 0.0
+    neuron = plain(lambda inputs, states, p: (inputs[0] / zero,))
+    x = torch.randn(5, 6)
+    first = assert_as_reference(neuron, x)
+    zero = -0.0
+    assert identical(assert_as_reference(neuron, x).trace[0], -first.trace[0])
 
 
 # ---------------------------------------------------------------- states and names

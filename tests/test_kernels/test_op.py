@@ -9,27 +9,65 @@ from snn_ext.kernels import op
 CASE = PUBLISHED[-1]
 
 
+def channels_last(data):
+    return data._replace(inputs=tuple(x.transpose(2, -1).contiguous().transpose(2, -1) for x in data.inputs))
+
+
+def half(data):
+    data = random_case(CASE, tuple(data.inputs[0].shape), torch.float32)
+    return data._replace(inputs=tuple(x.bfloat16() for x in data.inputs))
+
+
+def per_layer(data):
+    values = {name: v.mean() if isinstance(v, torch.Tensor) else v for name, v in data.values.items()}
+    return data._replace(values=values)
+
+
+SAMPLES = {
+    "as it comes": (lambda data: data, {}),
+    "from rest": (lambda data: data._replace(states=(0.0,) * len(data.states)), {}),
+    "one state given": (lambda data: data._replace(states=(data.states[0], *(0.25,) * (len(data.states) - 1))), {}),
+    "channels last": (channels_last, {}),
+    "bfloat16": (half, {}),
+    "values per layer": (per_layer, {}),
+    "no traces": (lambda data: data, {"trace": False}),
+    "before reset": (lambda data: data, {"carry": "before_reset"}),
+    "one step": (lambda data: random_case(CASE, (1, 2, 3)), {}),
+}
+
+
 @pytest.fixture
-def small(monkeypatch):
-    """The arguments of an operator's call, as a run makes them."""
-    called = []
-    real = op.run
+def calls(monkeypatch):
+    """The arguments of the operators' calls, as a run makes them."""
+    found = {"forward": [], "backward": []}
 
-    def record(number, inputs, states, values, numbers):
-        started = [isinstance(state, torch.Tensor) for state in states]
-        fills = [0.0 if given else state for given, state in zip(started, states, strict=True)]
-        tensors = [*inputs, *(state for state in states if isinstance(state, torch.Tensor)), *values]
-        called.append((number, tensors, started, [*fills, *numbers], True))
-        return real(number, inputs, states, values, numbers)
+    def record(name):
+        real = getattr(op, name)
+        monkeypatch.setattr(op, name, lambda *given: found[name].append(given) or real(*given))
 
-    monkeypatch.setattr(op, "run", record)
-    run(CASE, random_case(CASE, (20, 2, 3)).with_grad(), carry="after_reset", backend="cpu")
-    return called[0]
+    record("forward")
+    record("backward")
+    return found
 
 
-def test_torch_s_own_check(small):
-    found = torch.library.opcheck(torch.ops.snn_ext.forward.default, small)
-    assert set(found.values()) == {"SUCCESS"}
+@pytest.mark.parametrize("sample", SAMPLES)
+def test_torch_s_own_check(calls, sample):
+    change, options = SAMPLES[sample]
+    data = change(random_case(CASE, (20, 2, 3, 2)))
+    for leaf in data.leaves():
+        if isinstance(leaf, torch.Tensor):
+            leaf.requires_grad_()
+    weigh(run(CASE, data, **options, backend="cpu")).backward()
+    ((number, tensors, *rest, save),), (backward,) = calls["forward"], calls["backward"]
+    assert save
+    plain = [tensor.detach() for tensor in tensors]
+    learned = [tensor.clone().requires_grad_() for tensor in plain]
+    for operator, given in (
+        (torch.ops.snn_ext.forward.default, (number, learned, *rest, True)),
+        (torch.ops.snn_ext.forward.default, (number, plain, *rest, False)),
+        (torch.ops.snn_ext.backward.default, (number, plain, *backward[2:])),
+    ):
+        assert set(torch.library.opcheck(operator, given).values()) == {"SUCCESS"}
 
 
 # What torch's own compiler uses although torch deprecates it.

@@ -57,9 +57,9 @@ def test_every_variant_of_every_neuron(name, dtype, batch):
         data = random_case(case, SHAPE, dtype)
         for carry, detach in product(CARRIES, (False, True) if dtype == F32 else (False,)):
             options = {"carry": carry, "detach_reset": detach}
-            assert is_exact(case, data, **options)
+            assert is_exact(case, data, **options) == (name != "Gated synaptic")  # which has a sigmoid
             work[f"{case} {options}"] = partial(differences, case, data, **options)
-    assert len(work) >= 6
+    assert len(work) >= 4
     assert batch(work) == {}
 
 
@@ -73,8 +73,9 @@ def unusual(kind, **options):
 def test_the_adjoint_of_every_surrogate(name, batch):
     """x reset x detach, at NaN and infinity too; and smooth ones in float64, for the primitives."""
     work = {}
-    for kind, reset in product(KINDS, ("hard", "soft", "none")):
-        case = Case(name, (("reset", reset),))
+    resets = CATALOGUE[name].variants.get("reset")
+    for kind, reset in product(KINDS, resets or ("its own",)):
+        case = Case(name, (("reset", reset),) if resets else ())
         data = random_case(case, SHAPE, F32)
         for x in data.inputs:
             x[3, 0, :3] = torch.tensor([float("nan"), float("inf"), -float("inf")])
