@@ -18,13 +18,15 @@ def explain(module: Any, x: Any) -> str:
 
     Args:
         module: a neuron of ours, or any ``torch.nn.Module`` that contains some.
-        x: an input of the module.
+        x: an input of the module; a tuple of them for several.
 
     Returns:
         a line for every call of a neuron, and a line with the reason for every backend that does not run it.
 
     Raises:
         Exception: whatever ``module(x)`` raises.
+
+    The module runs in evaluation mode, without gradients: a multi-bit function that follows its range stands still.
     """
     from .sequence import explained
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence, sequence
-from .core.neuron import Neuron, Tensors, Value
+from .core.neuron import Neuron, Tensors, Value, state_dtype
 from .core.quantize import Mode, MultiBit
 from .core.reference import Result
 from .core.surrogate import SpikeFunction, Surrogate
@@ -73,8 +73,8 @@ class Drive(nn.Module):
         self.weight_hh = nn.Parameter(torch.empty(parts * hidden_size, hidden_size)) if recurrent else None
         self.norm = nn.ModuleList(nn.BatchNorm1d(hidden_size) for _ in range(parts if norm == "batch" else 0))
         self.bias = None if norm == "batch" else nn.Parameter(torch.zeros(parts * hidden_size))
-        self._mask: Tensor | None
-        self.register_buffer("_mask", None, persistent=False)
+        # No buffer: DistributedDataParallel would give every process the first one's.
+        self._mask: Tensor | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -162,9 +162,22 @@ def run(
     Returns:
         the neurons' result, and the last output of a recurrent layer.
     """
-    inputs = drive(x)
-    values = {**values, "mask": drive.mask(inputs[0], starts=states[0] is None)}
-    if drive.weight_hh is None:
-        return sequence.run(neuron, inputs, states, values, **settings), None
-    result = recurrence.run(neuron, inputs, drive.weight_hh, states, values, history=history, **settings)
+    kept = [(buffer, buffer.clone()) for buffer in drive.buffers()] if drive.training else []
+    mask = drive._mask
+    try:
+        inputs = drive(x)
+        values = {**values, "mask": drive.mask(inputs[0], starts=states[0] is None)}
+        if drive.weight_hh is None:
+            return sequence.run(neuron, inputs, states, values, **settings), None
+        dtype = inputs[0].dtype  # another than the weights' under autocast
+        if history is not None and history.dtype == state_dtype(inputs[0]):
+            history = history.to(dtype)  # hosts keep all states in one type
+        weight = drive.weight_hh.to(dtype)
+        result = recurrence.run(neuron, inputs, weight, states, values, history=history, **settings)
+    except Exception:
+        # A refused call moves no average and draws no mask.
+        for buffer, before in kept:
+            buffer.copy_(before)
+        drive._mask = mask
+        raise
     return Result(result.output, result.states, result.trace), result.history

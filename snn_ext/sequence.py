@@ -206,6 +206,7 @@ def run_multi_bit(
         neuron, inputs, states, values, spike, settings: as for :func:`run`.
         sequences: whether ``inputs`` are sequences, not steps.
     """
+    plain = spike.neuron(neuron)  # first: it refuses a reset that several levels do not go with
     given = _given(neuron, states)
     many = len(given)
     values = dict(values or {})
@@ -220,7 +221,7 @@ def run_multi_bit(
         if result.output.numel():
             spike.observe(result.states[many].amax(), result.states[many + 1].amin())
     else:
-        result = run(spike.neuron(neuron), inputs, given, values | spike.values(), _UNUSED, settings, before)
+        result = run(plain, inputs, given, values | spike.values(), _UNUSED, settings, before)
         if spike.follows and result.output.numel():
             spike.follow(spike.moved, spike.reach)
     return Result(result.output, result.states[:many], result.trace[:many])
@@ -411,7 +412,7 @@ def explained(module: nn.Module, x: Any) -> str:
             one.register_forward_hook(lambda *_: running.pop() and None)
         module.eval()
         with torch.no_grad():
-            module(x)
+            module(*x) if isinstance(x, tuple) else module(x)
     finally:
         _watchers.remove(watch)
         for container, content in kept:  # in place: handles of the caller's hooks and other names refer to them

@@ -87,7 +87,8 @@ def install(kind: type[Any]) -> None:
 
     def outputs(original: Callable[..., Any], net: nn.Module) -> Any:
         last = next(reversed(net._modules.values()), None)
-        return 1 + len(last.state_names) if isinstance(last, kind) else original(net)
+        # A recurrent layer's last output is among its states, and returned once.
+        return len({"spk", *last.state_names}) if isinstance(last, kind) else original(net)
 
     if hasattr(utils, "_layer_check") and hasattr(utils, "_layer_reset"):
         # Inside ``reset``, so that a ``reset`` imported by name before us works too.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import sequence
 from ..core import surrogate
 from ..core.neuron import Neuron, Value, described, own_tensor, state_dtype
+from ..core.quantize import MultiBit
 from ..core.reference import Result
 from ..core.surrogate import Surrogate
 from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
@@ -85,6 +86,11 @@ class SequenceNeuron(SpikingNeuron):
         step_mode: bool,
     ) -> None:
         sequence.check_backend(backend)
+        if surrogate_disable and (isinstance(spike_grad, MultiBit) or getattr(spike_grad, "smooth", False)):
+            raise ValueError(
+                f"{type(self).__name__}: surrogate_disable=True makes binary spikes, not several levels; give a binary "
+                "spike_grad too, or call the module under torch.no_grad()"
+            )
         if surrogate_disable:
             spike_grad = Surrogate("none")
         elif spike_grad is None:
@@ -334,7 +340,8 @@ class SequenceNeuron(SpikingNeuron):
         """Every value and option, tensors by shape."""
         with torch.no_grad():
             shown: dict[str, Any] = {**self._values(), **self._options()}
-        shown.pop("v_reset", None)
+        for name in ("v_reset", "mask"):
+            shown.pop(name, None)
         shown["threshold"] = shown.pop("v_threshold")
         for name in ("reset_mechanism", "init_hidden", "output", "detach_reset", "step_mode", "backend"):
             shown[name] = getattr(self, name)

@@ -46,10 +46,6 @@ class _Synaptic(SequenceNeuron):
         backend: str,
         step_mode: bool,
     ) -> None:
-        if reset_mechanism != "subtract":
-            raise ValueError(
-                f"{type(self).__name__} takes off what it emitted, reset_mechanism='subtract', got {reset_mechanism!r}"
-            )
         if spike_grad is None:
             spike_grad = layer.output_function(levels, dead_zone, range, range_mode)
         super().__init__(
@@ -71,6 +67,11 @@ class _Synaptic(SequenceNeuron):
 
     def _neuron(self) -> Any:
         # There is one reset only, which the factory does not ask for.
+        if self._reset_mechanism != "subtract":
+            raise ValueError(
+                f"{type(self).__name__} takes off what it emitted, reset_mechanism='subtract', "
+                f"got {self._reset_mechanism!r}"
+            )
         options = self._options()
         if self._built is None or self._built[0] != options:
             self._built = (options, type(self)._make(**options))
@@ -102,7 +103,7 @@ class SynapticLIF(_Synaptic):
         function, whose threshold is ``(dead_zone + 1) range / (levels (1 - 1e-4))``
     :param spike_grad: ``None`` for the multi-bit function of the four arguments below; else see
         :class:`SequenceNeuron`, as all further parameters. ``reset_mechanism`` can only be ``"subtract"``: what
-        was emitted is taken off
+        was emitted is taken off. ``surrogate_disable`` is for a binary ``spike_grad``
     :param learn_beta: make ``beta`` a parameter
     :param levels: output levels on either side of zero; 2 with ``dead_zone=0`` for binary spikes, ``None`` for an
         output that is not quantised
@@ -499,5 +500,11 @@ class GatedSynapticLayer(_Layer):
         self._check()
 
     def forward(self, input_: Tensor, *states: Tensor | None) -> Any:
-        """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
+        """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`.
+
+        Raises:
+            TypeError: some of the states only.
+        """
+        if states and len(states) != len(self.state_names):
+            raise TypeError(f"give all of the states {', '.join(self.state_names)}, or none; got {len(states)}")
         return self._forward(input_, *states)

@@ -141,7 +141,8 @@ class Node(HostNode):
         """Every value and option, tensors by shape."""
         with torch.no_grad():
             shown = {**self._values(), "v_reset": self.v_reset, **self._options()}
-        shown.pop("reset", None)
+        for name in ("reset", "mask"):
+            shown.pop(name, None)
         if not isinstance(self.surrogate_function, nn.Module):
             shown["surrogate_function"] = self.surrogate_function
         for name in ("detach_reset", "step_mode", "backend", "store_v_seq"):

@@ -46,6 +46,8 @@ class _SynapticNode(Node):
         self.register_buffer("alpha", own_tensor("alpha", alpha))
 
     def _options(self) -> dict[str, Any]:
+        if self.v_reset is not None:
+            raise ValueError(f"{type(self).__name__} takes off what it emitted, v_reset=None, got {self.v_reset!r}")
         return {"reset_decay": self.reset_decay}
 
     def _values(self) -> dict[str, Value]:
@@ -203,12 +205,11 @@ class _Layer(_SynapticNode):
         like = super()._like(x, step_mode)
         return None if like is None else like.new_empty((*like.shape[:-1], self.drive.hidden_size))
 
-    def _fitting_memories(self, x: Tensor, step_mode: str) -> list[Any]:
-        # A mask belongs to a sequence, and a sequence begins where there is nothing to go on from.
-        memories = super()._fitting_memories(x, step_mode)
-        if not isinstance(memories[0], Tensor):
+    def materialize_states(self, inputs: Sequence[Tensor], states: Sequence[Any], step_mode: str) -> tuple[Any, ...]:
+        """As :meth:`HostNode.materialize_states`; where no state is a tensor yet, a sequence begins."""
+        if not any(isinstance(state, Tensor) and state.dim() > 0 for state in states):
             self.drive.forget_mask()
-        return memories
+        return super().materialize_states(inputs, states, step_mode)
 
     def advance(self, inputs: Sequence[Tensor], states: Sequence[Any], step_mode: str, trace: bool = False) -> Result:
         """Run one step ``[N, D]`` or a sequence ``[T, N, D]``; see :class:`HostNode`."""
@@ -217,6 +218,11 @@ class _Layer(_SynapticNode):
         if not isinstance(x, Tensor) or x.dim() != (2 if single else 3):
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"expected {'[N, D]: a step' if single else '[T, N, D]: a sequence'}, got {got}")
+        names = list(self._memories)
+        if len(states) != len(names):
+            raise ValueError(
+                f"{type(self).__name__} carries {len(names)} states ({', '.join(names)}), got {len(states)}"
+            )
         past = states[2] if len(states) > 2 else None
         result, latest = layer.run(
             self.drive,
