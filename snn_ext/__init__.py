@@ -14,7 +14,8 @@ __version__ = "0.1.0"
 def explain(module: Any, x: Any) -> str:
     """Which backend runs each of this package's neurons in a module, and why not the others.
 
-    Runs ``module(x)`` once, without gradients and in evaluation mode, and puts states and modes back.
+    Runs ``module(x)`` once, without gradients and in evaluation mode, where the range of a multi-bit output stands
+    still, and puts states and modes back.
 
     Args:
         module: a neuron of ours, or any ``torch.nn.Module`` that contains some.
@@ -25,8 +26,6 @@ def explain(module: Any, x: Any) -> str:
 
     Raises:
         Exception: whatever ``module(x)`` raises.
-
-    The module runs in evaluation mode, without gradients: a multi-bit function that follows its range stands still.
     """
     from .sequence import explained
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import snn_ext
 from snn_ext import kernels
-from snn_ext.spikingjelly import LIFNode, LSTMLIFNode
+from snn_ext.spikingjelly import GatedSynapticNode, LIFNode, LSTMLIFNode
 
 X = torch.linspace(-1.0, 3.0, 40).view(5, 2, 4)
 
@@ -49,6 +49,14 @@ def test_why_torch(no_cupy):
     own = nn.Sequential(LSTMLIFNode(step_mode="m", surrogate_function=lambda x: (x >= 0).to(x)))
     assert explained(own, X)[1].startswith("  runs in torch, because the spike function is your own code")
     assert explained(nn.Linear(4, 4), X) == ["no neuron of snn_ext ran"]
+
+
+def test_several_inputs(no_cupy):
+    node = GatedSynapticNode(step_mode="m")
+    assert explained(node, (X, X))[:2] == [
+        "GatedSynapticNode: sequence [5, 2, 4] torch.float32 on cpu, backend='auto'",
+        "  runs in cpu",
+    ]
 
 
 def test_every_call_in_order(no_cupy):
