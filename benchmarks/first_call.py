@@ -3,6 +3,7 @@
 ``python -m benchmarks.first_call BACKEND`` prints ``{import, call}`` as JSON.
 """
 
+import gc
 import importlib
 import json
 import sys
@@ -14,6 +15,7 @@ for host in ("snntorch", "spikingjelly.activation_based.neuron"):
     if importlib.util.find_spec(host.partition(".")[0]):
         importlib.import_module(host)
 
+gc.collect()  # of what torch and the hosts left behind, which would otherwise happen in between
 start = time.perf_counter()  # the imports below are what is timed
 from snn_ext import sequence  # noqa: E402
 from snn_ext.core import surrogate  # noqa: E402

@@ -25,13 +25,15 @@ def table():
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["snntorch", "spikingjelly", "kernels", "own neuron"])
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=["snntorch", "spikingjelly", "several levels", "kernels", "own neuron"])
 def test_snippets_run(snippet, capsys):
     names = {}
     exec(compile(snippet, "README.md", "exec"), names)
     if "logits" in names:
         assert names["logits"].shape == (8, 10)
         assert names["net"][0].weight.grad.abs().sum() > 0
+    elif "scores" in names:
+        assert names["scores"].shape == (50, 8, 10) and names["spk"].shape == (8, 128)
     elif "node" in names:
         assert "runs in cpu" in capsys.readouterr().out
         assert names["node"].backend == "torch"
