@@ -25,7 +25,10 @@ def table():
     return "\n".join(rows)
 
 
-@pytest.mark.parametrize("snippet", SNIPPETS, ids=["snntorch", "spikingjelly", "several levels", "kernels", "own neuron"])
+NAMES = ["snntorch", "spikingjelly", "several levels", "kernels", "own neuron"]
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS, ids=NAMES)
 def test_snippets_run(snippet, capsys):
     names = {}
     exec(compile(snippet, "README.md", "exec"), names)

@@ -218,12 +218,12 @@ class MultiBit(nn.Module):
         """A neuron with this function in its ``fire``; see :func:`quantised`."""
         return quantised(neuron, kind, self.mode == "learned", self.threshold is not None)
 
-    def values(self, reach: Tensor | None = None) -> dict[str, Value]:
+    def values(self) -> dict[str, Value]:
         """What that neuron reads besides the values of the one it is made of."""
         found: dict[str, Value] = {"levels": float(self.levels), "dead_zone": float(self.dead_zone)}
         if self.threshold is not None:
             found["unit"] = self.threshold
-        return found | {"reach": self.range if reach is None else reach}
+        return found | {"reach": self.range}
 
     @property
     def moved(self) -> Range:
