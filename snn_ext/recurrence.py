@@ -117,12 +117,6 @@ def _unfused(call: sequence.Call, like: Tensor) -> str | None:
 # ---------------------------------------------------------------- the definition
 
 
-def _blocks(steps: int, span: int) -> Iterator[tuple[int, int]]:
-    """First step and end of every block."""
-    for start in range(0, steps, span):
-        yield start, min(start + span, steps)
-
-
 def _parts(weight: Tensor) -> Tensors:
     """The rows of each input of the neuron."""
     return weight.split(weight.shape[1])
@@ -173,7 +167,8 @@ class _Plan(NamedTuple):
 
     def blocks(self, steps: int) -> list[tuple[int, int, int]]:
         """First step, end and kernels of every block."""
-        return [(a, b, self.last if b == steps else self.middle) for a, b in _blocks(steps, self.span)]
+        ends = ((start, min(start + self.span, steps)) for start in range(0, steps, self.span))
+        return [(start, end, self.last if end == steps else self.middle) for start, end in ends]
 
 
 def _run_fused(
@@ -304,12 +299,10 @@ class _Fused(torch.autograd.Function):
         early = min(span, len(output))
         grad_weight = grad_history = None
         if needs[0]:
-            # One product over all steps; those that hear the history apart.
-            past = _flat(output[: len(output) - early])
-            grad_weight = torch.cat([one[early * rows :].t() @ past for one, _ in fed])
-            if history.any():
-                before = _flat(history[:early])
-                grad_weight += torch.cat([one[: early * rows].t() @ before for one, _ in fed])
+            # One product over all steps, and one over those that hear the history.
+            past, before = _flat(output[: len(output) - early]), _flat(history[:early])
+            products = [torch.addmm(one[: early * rows].t() @ before, one[early * rows :].t(), past) for one, _ in fed]
+            grad_weight = torch.cat(products)
         if needs[1]:
             grad_history = torch.zeros_like(history)
             for one, part in fed:
