@@ -161,6 +161,10 @@ def run(
 
     Returns:
         the neurons' result, and the last output of a recurrent layer.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as :class:`Drive` and :func:`snn_ext.sequence.run`; averages of
+            the norm and the mask are then as they were.
     """
     kept = [(buffer, buffer.clone()) for buffer in drive.buffers()] if drive.training else []
     mask = drive._mask
@@ -174,8 +178,7 @@ def run(
             history = history.to(dtype)  # hosts keep all states in one type
         weight = drive.weight_hh.to(dtype)
         result = recurrence.run(neuron, inputs, weight, states, values, history=history, **settings)
-    except Exception:
-        # A refused call moves no average and draws no mask.
+    except Exception:  # whatever refused the call, which is raised on
         for buffer, before in kept:
             buffer.copy_(before)
         drive._mask = mask

@@ -69,6 +69,9 @@ def run(
     Raises:
         TypeError, ValueError, BackendUnavailable: as :func:`snn_ext.sequence.run`; a weight, a span or a
             history that does not fit.
+
+    Source: with ``span=1`` and the gated synaptic cell v2 of Ponghiran and Roy (AAAI 2022, arXiv 2109.01905), from
+    their released code; with a longer one the skip recurrent connections of arXiv 2505.11455.
     """
     if isinstance(span, bool) or not isinstance(span, int) or span < 1:
         raise ValueError(f"span must be a whole number of steps, at least 1, got {span!r}")

@@ -252,7 +252,7 @@ def _run_tracking(
         reach = torch.stack([one.reach for one in tracking.seen[1:]]).to(x.dtype)
         inputs = (*inputs, reach.view(-1, *[1] * (x.dim() - 1)).expand_as(x))
         extended = spike.neuron(neuron, "given")
-        used = None if states[0] is None else torch.full_like(x[0], 0.0).copy_(spike.used)
+        used = None if states[0] is None else spike.used.to(x, copy=True).expand(x.shape[1:])
         values |= {name: value for name, value in spike.values().items() if name != "reach"}
         result = run(extended, inputs, (*states, used), values, _UNUSED, settings)
     else:

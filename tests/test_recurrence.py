@@ -438,3 +438,14 @@ def test_refused(options, error, text):
 def test_a_weight_for_one_input_is_too_small_for_two():
     with pytest.raises(ValueError, match=r"GatedSynaptic: weight must be \[8, 4\]: 2 inputs of 4 neurons from 4 outp"):
         recurrence.run(gated_synaptic(), (X, X), EYE, values=VALUES["GatedSynaptic"], spike=MultiBit())
+
+
+def test_a_value_with_the_negative_bit_is_read_negated():
+    generator = torch.Generator().manual_seed(3)
+    x, weight = torch.randn(5, 2, 4, generator=generator), 0.3 * torch.randn(4, 4, generator=generator)
+    neuron, beta = lif("beta", False, "soft"), torch._neg_view(torch.tensor(-0.75))
+    assert beta.is_neg() and beta.item() == 0.75
+    values = {"beta": beta, "v_threshold": 1.0, "v_reset": 0.0}
+    options = {"values": values, "spike": surrogate.atan()}
+    found = [recurrence.run(neuron, x, weight, **options, backend=backend).states[0] for backend in ("torch", "cpu")]
+    torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)

@@ -40,7 +40,7 @@ class Blocks:
         self._values: list[float] = []
         for value in values:
             same = value.numel() == 1
-            lanes = value if same else self.layout.step(value.expand(self.layout.shape))
+            lanes = value.resolve_neg() if same else self.layout.step(value.expand(self.layout.shape))
             self._alive.append(lanes)
             self._values += (lanes.data_ptr(), 0 if same else 1)
         self._sought = [value for value, needed in zip(values, learned, strict=True) if needed]

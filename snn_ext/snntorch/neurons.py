@@ -138,8 +138,8 @@ class SequenceNeuron(SpikingNeuron):
     """The factory of the equations."""
 
     def _options(self) -> dict[str, Any]:
-        """The factory's options besides ``reset``, from the current attributes."""
-        return {}
+        """The factory's options, from the current attributes."""
+        return {"reset": _RESETS[self._reset_mechanism]}
 
     def _values(self) -> dict[str, Value]:
         """Every parameter and constant of the equations, in effective form."""
@@ -221,7 +221,7 @@ class SequenceNeuron(SpikingNeuron):
 
     def _neuron(self) -> Neuron:
         # Kept until an option changes, so that a compiled forward does not make it again.
-        options = {"reset": _RESETS[self._reset_mechanism], **self._options()}
+        options = self._options()
         if self._built is None or self._built[0] != options:
             self._built = (options, type(self)._make(**options))
         return self._built[1]
@@ -340,7 +340,7 @@ class SequenceNeuron(SpikingNeuron):
         """Every value and option, tensors by shape."""
         with torch.no_grad():
             shown: dict[str, Any] = {**self._values(), **self._options()}
-        for name in ("v_reset", "mask"):
+        for name in ("reset", "v_reset", "mask"):
             shown.pop(name, None)
         shown["threshold"] = shown.pop("v_threshold")
         for name in ("reset_mechanism", "init_hidden", "output", "detach_reset", "step_mode", "backend"):
@@ -420,7 +420,7 @@ class LIF(SequenceNeuron):
     _make = staticmethod(lif)
 
     def _options(self) -> dict[str, Any]:
-        return {"decay": "beta", "decay_input": self.decay_input}
+        return {"decay": "beta", "decay_input": self.decay_input, **super()._options()}
 
     def _values(self) -> dict[str, Value]:
         return {"beta": self.beta.clamp(0, 1), **super()._values()}
@@ -530,6 +530,7 @@ class KLIF(SequenceNeuron):
             "decay_input": self.decay_input,
             "scale_reset": self.scale_reset,
             "relu": self.relu,
+            **super()._options(),
         }
 
     def _values(self) -> dict[str, Value]:
@@ -614,7 +615,7 @@ class _TwoCompartment(SequenceNeuron):
     _make = staticmethod(lstm_lif)
 
     def _options(self) -> dict[str, Any]:
-        return {"feedback": self._feedback}
+        return {"feedback": self._feedback, **super()._options()}
 
     def _values(self) -> dict[str, Value]:
         beta1, beta2 = betas(self.c1, self.c2)

@@ -65,19 +65,13 @@ class _Synaptic(SequenceNeuron):
         self.reset_decay = reset_decay
         self._register("alpha", own_tensor("alpha", alpha), False)
 
-    def _neuron(self) -> Any:
+    def _options(self) -> dict[str, Any]:
         # There is one reset only, which the factory does not ask for.
         if self._reset_mechanism != "subtract":
             raise ValueError(
                 f"{type(self).__name__} takes off what it emitted, reset_mechanism='subtract', "
                 f"got {self._reset_mechanism!r}"
             )
-        options = self._options()
-        if self._built is None or self._built[0] != options:
-            self._built = (options, type(self)._make(**options))
-        return self._built[1]
-
-    def _options(self) -> dict[str, Any]:
         return {"reset_decay": self.reset_decay}
 
     def _values(self) -> dict[str, Value]:
