@@ -1,16 +1,17 @@
-"""Recurrent connections over any neuron: its input also gets its own output, ``span`` steps back.
+"""Recurrent connections over any neuron: its input also gets its own output, from steps back.
 
-:func:`run` is to a recurrent layer what :func:`snn_ext.sequence.run` is to a neuron. ``span = 1`` is the
-common recurrent net. As ``span`` consecutive steps do not feed each other, time goes in blocks of that many:
-one matrix product a block, then the neuron as always; the gradient of the weights is one product over the whole
-sequence.
+:func:`run` is to a recurrent layer what :func:`snn_ext.sequence.run` is to a neuron. ``span = 1`` is the common
+recurrent net, a longer one a skip recurrent connection (SRC). As ``span`` consecutive steps do not feed each other,
+time goes in blocks of that many: one matrix product a block, then the neuron as always; the gradient of the weights
+is one product over the whole sequence. :func:`run_adaptive` (ASRC) hears a weighted mean of the last K outputs
+and so goes step by step; :func:`run_foreign` is both over any step function.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,17 +22,22 @@ from .core.neuron import Neuron, Tensors, Value, widened
 from .core.quantize import MultiBit
 from .core.reference import Carry, Result
 from .core.surrogate import Surrogate
+from .kernels import op
 from .kernels.blocks import Blocks
+
+Weight = Tensor | Callable[[Tensor], Tensor | Sequence[Tensor]]
+Block = int | Literal["auto"]
 
 
 class RecurrentResult(NamedTuple):
     """What a recurrent layer returns.
 
     Attributes:
-        output: ``[T, N, *, H]``.
-        states: the carried states, each ``[N, *, H]``.
-        trace: per state the carried value of every step, ``[T, N, *, H]``; empty unless asked for.
-        history: the last ``span`` outputs, ``[span, N, *, H]``: what the next chunk begins with.
+        output: ``[T, N, *]``.
+        states: the carried states, each ``[N, *]``.
+        trace: per state the carried value of every step, ``[T, N, *]``; empty unless asked for.
+        history: the last outputs, newest last, as many as the history that was given: what the next chunk
+            begins with.
     """
 
     output: Tensor
@@ -40,57 +46,167 @@ class RecurrentResult(NamedTuple):
     history: Tensor
 
 
+class _Past(NamedTuple):
+    """What a step hears: the output ``span`` steps back, or with ``lags`` the mean of the last ``span``."""
+
+    span: int
+    block: int
+    lags: Tensor | None = None
+
+
 def run(
     neuron: Neuron,
     inputs: Tensor | Sequence[Tensor],
-    weight: Tensor,
+    weight: Weight,
     states: Sequence[Value | None] | None = None,
     values: Mapping[str, Value] | None = None,
     *,
     span: int = 1,
     history: Tensor | None = None,
+    block: Block = "auto",
     spike: Callable[[Tensor], Tensor],
     detach_reset: bool = False,
     carry: Carry = "after_reset",
     trace: bool = False,
+    state_map: Callable[[Tensor], Tensor] | None = None,
     backend: str = "auto",
 ) -> RecurrentResult:
     """Run a neuron whose inputs are ``x[t] + W s[t - span]``.
 
     Args:
-        neuron, states, values, spike, detach_reset, carry, trace, backend: as for
+        neuron, states, values, spike, detach_reset, carry, trace, state_map, backend: as for
             :func:`snn_ext.sequence.run`.
         inputs: what comes from outside, ``[T, N, *, H]``, or one such tensor per input of the neuron.
         weight: ``W``, ``[H, H]``, row = to, column = from, as ``nn.Linear`` has it. For a neuron with k
-            inputs ``[k H, H]``: the rows of its first input, then those of the next.
-        span: how many steps back, at least 1.
-        history: the outputs of the ``span`` steps before, ``[span, N, *, H]``; ``None`` for silence.
+            inputs ``[k H, H]``: the rows of its first input, then those of the next. Or any function of outputs
+            ``[B, *]``, row by row (a convolution, say), that returns what is added to each input.
+        span: how many steps back, at least 1; may exceed T.
+        history: outputs of the steps before, newest last, at least ``span`` of them, ``[span, N, *]``; ``None``
+            for silence.
+        block: how many steps are computed at once, at most ``span``, which ``"auto"`` takes. The numbers are
+            the same but for the rounding of products of another height.
 
     Raises:
-        TypeError, ValueError, BackendUnavailable: as :func:`snn_ext.sequence.run`; a weight, a span or a
-            history that does not fit.
+        TypeError, ValueError, BackendUnavailable: as :func:`snn_ext.sequence.run`; a weight, a span, a block or
+            a history that does not fit.
 
     Source: with ``span=1`` and the gated synaptic cell v2 of Ponghiran and Roy (AAAI 2022, arXiv 2109.01905), from
-    their released code; with a longer one the skip recurrent connections of arXiv 2505.11455.
+    their released code; with a longer one the skip recurrent connections (SRC) of Xu et al. (arXiv 2505.11455),
+    from their released code.
     """
-    if isinstance(span, bool) or not isinstance(span, int) or span < 1:
-        raise ValueError(f"span must be a whole number of steps, at least 1, got {span!r}")
+    for name, value in (("span", span), ("block", span if block == "auto" else block)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
+    if block != "auto" and block > span:
+        raise ValueError(f"block must not exceed span {span}, the steps that do not feed each other, got {block}")
+    past = _Past(span, span if block == "auto" else block)
+    settings = sequence.Settings(detach_reset, carry, trace, state_map, backend)
+    return _checked(neuron, inputs, weight, past, history, states, values, spike, settings)
+
+
+def run_adaptive(
+    neuron: Neuron,
+    inputs: Tensor | Sequence[Tensor],
+    weight: Weight,
+    lags: Tensor,
+    states: Sequence[Value | None] | None = None,
+    values: Mapping[str, Value] | None = None,
+    *,
+    history: Tensor | None = None,
+    spike: Callable[[Tensor], Tensor],
+    detach_reset: bool = False,
+    carry: Carry = "after_reset",
+    trace: bool = False,
+    state_map: Callable[[Tensor], Tensor] | None = None,
+    backend: str = "auto",
+) -> RecurrentResult:
+    """Run a neuron whose inputs are ``x[t] + W (lags[0] s[t - 1] + ... + lags[K - 1] s[t - K])``.
+
+    Each step hears the one before, so the steps go one by one.
+
+    Args:
+        lags: the weight of every lag, ``[K]``, that of lag 1 first: a softmax, say
+            (:class:`snn_ext.connection.Lags`).
+        history: the outputs of the ``K`` steps before, newest last, ``[K, N, *]``; ``None`` for silence.
+        neuron, inputs, weight, states, values, spike, detach_reset, carry, trace, state_map, backend: as for
+            :func:`run`.
+
+    Raises:
+        TypeError, ValueError, BackendUnavailable: as :func:`run`; lags that are no vector.
+
+    Source: the adaptive skip recurrent connections (ASRC) of Xu et al. (arXiv 2505.11455) in training, from
+    their released code.
+    """
+    _check_lags(lags)
+    settings = sequence.Settings(detach_reset, carry, trace, state_map, backend)
+    return _checked(neuron, inputs, weight, _Past(len(lags), 1, lags), history, states, values, spike, settings)
+
+
+def run_foreign(
+    step: Callable[[Tensor], Tensor],
+    x: Tensor,
+    product: Callable[[Tensor], Tensor],
+    *,
+    span: int = 1,
+    lags: Tensor | None = None,
+    history: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Run any step function with state of its own, ``s[t] = step(x[t] + product(heard))``.
+
+    Args:
+        step: from the input ``[N, *]`` of a step to its output ``[N, *]``.
+        x: ``[T, N, *]``, T > 0.
+        product: of what is heard, ``[B, *]``, row by row, what is added to the input.
+        span, lags, history: as for :func:`run` and :func:`run_adaptive`; ``span`` counts without ``lags``.
+
+    Returns:
+        the outputs ``[T, N, *]``, and the history that the next chunk begins with.
+    """
+    if lags is not None:
+        _check_lags(lags)
+        span = len(lags)
+    history = _check_history(x, history, span, exactly=lags is not None)
+    emitted = list(history.unbind(0))
+    for now in x.unbind(0):
+        s = emitted[-span] if lags is None else mean(torch.stack(emitted[-span:]), lags)
+        emitted.append(step(now + product(s)))
+    return torch.stack(emitted[len(history) :]), torch.stack(emitted[len(emitted) - len(history) :])
+
+
+def mean(history: Tensor, lags: Tensor) -> Tensor:
+    """The mean of the last outputs ``[K, N, *]``, newest last, with the weight of each lag, lag 1 first."""
+    return torch.tensordot(lags.flip(0).to(history.dtype), history, 1)
+
+
+def _checked(
+    neuron: Neuron,
+    inputs: Tensor | Sequence[Tensor],
+    weight: Weight,
+    past: _Past,
+    history: Tensor | None,
+    states: Sequence[Value | None] | None,
+    values: Mapping[str, Value] | None,
+    spike: Callable[[Tensor], Tensor],
+    settings: sequence.Settings,
+) -> RecurrentResult:
     inputs = sequence.check_inputs(neuron, inputs, axes=2)
-    _check_weight(neuron, inputs, weight)
-    history = _check_history(inputs[0], history, span)
-    settings = sequence.Settings(detach_reset, carry, trace, None, backend)
-    go = partial(_run, weight, history)
+    if not callable(weight) or isinstance(weight, Tensor):
+        _check_weight(neuron, inputs, weight)
+    history = _check_history(inputs[0], history, past.span, exactly=past.lags is not None)
+    go = partial(_run, weight, history, past)
     if isinstance(spike, MultiBit):
         result = sequence.run_multi_bit(go, neuron, inputs, states, values, spike, settings)
     else:
         result = go(neuron, inputs, states, values, spike, settings)
-    latest = result.output if len(result.output) >= span else torch.cat((history, result.output))
-    return RecurrentResult(*result, latest[len(latest) - span :])
+    many = len(history)
+    latest = result.output if len(result.output) >= many else torch.cat((history, result.output))
+    return RecurrentResult(*result, latest[len(latest) - many :])
 
 
 def _run(
-    weight: Tensor,
+    weight: Weight,
     history: Tensor,
+    past: _Past,
     neuron: Neuron,
     inputs: Tensors,
     states: Sequence[Value | None] | None,
@@ -102,8 +218,10 @@ def _run(
     call = sequence.check_call(neuron, inputs[0], inputs[0].shape[1:], states, values, spike, settings, before)
     chosen = sequence.choose(call, inputs[0], reason=_unfused(call, inputs[0]))
     if isinstance(chosen, int) and isinstance(spike, Surrogate):
-        return _run_fused(weight, history, call, chosen, spike, inputs)
-    return _run_reference(weight, history, call, inputs)
+        if isinstance(weight, Tensor) and past.lags is None:
+            return _run_fused(weight, history, past, call, chosen, spike, inputs)
+        return _run_blocks(weight, history, past, call, chosen, spike, inputs)
+    return _run_reference(weight, history, past, call, inputs)
 
 
 def _unfused(call: sequence.Call, like: Tensor) -> str | None:
@@ -125,18 +243,55 @@ def _parts(weight: Tensor) -> Tensors:
     return weight.split(weight.shape[1])
 
 
-def _run_reference(weight: Tensor, history: Tensor, call: sequence.Call, inputs: Tensors) -> Result:
+class _Product:
+    """From outputs ``[N, *]`` or ``[B, N, *]`` to what is added to each input of the neuron."""
+
+    def __init__(self, weight: Weight) -> None:
+        self.weight = weight
+        self.parts = [part.t() for part in _parts(weight)] if isinstance(weight, Tensor) else []
+
+    def __call__(self, s: Tensor, like: Tensor) -> Tensors:
+        if isinstance(self.weight, Tensor):
+            return tuple([s @ part for part in self.parts])
+        several = s.dim() == like.dim()
+        found = self.weight(s.flatten(0, 1) if several else s)
+        fed = (found,) if isinstance(found, Tensor) else tuple(found)
+        for one in fed:
+            if one.shape[1:] != like.shape[2:]:
+                raise ValueError(
+                    f"the recurrent product must be like the input, {list(like.shape[1:])}, got one of "
+                    f"shape {list(one.shape)}"
+                )
+        return tuple([one.unflatten(0, s.shape[:2]) for one in fed]) if several else fed
+
+
+def _run_reference(weight: Weight, history: Tensor, past: _Past, call: sequence.Call, inputs: Tensors) -> Result:
     """In plain torch, step by step, differentiable as it stands."""
-    span, like = len(history), inputs[0]
+    like = inputs[0]
     first = like.detach()[0] if len(like) else like.new_empty(like.shape[1:])
-    past = list(history.unbind(0))
-    parts = [part.t() for part in _parts(weight)]
+    emitted = list(history.unbind(0))
+    product = _Product(weight)
+
+    def heard(start: int) -> Iterator[Tensors]:
+        """The products of the block of steps from ``start`` on."""
+        at = len(history) + start
+        size = min(past.block, len(like) - start)
+        if past.lags is not None:
+            yield product(mean(torch.stack(emitted[at - past.span : at]).to(like.dtype), past.lags), like)
+        elif size == 1:
+            yield product(emitted[at - past.span].to(like.dtype), like)
+        else:
+            rows = torch.stack(emitted[at - past.span : at - past.span + size]).to(like.dtype)
+            yield from zip(*(one.unbind(0) for one in product(rows, like)), strict=True)
 
     def driven() -> Iterator[Tensors]:
-        for now in zip(*(x.unbind(0) for x in inputs), strict=True):
-            s = past[-span].to(like.dtype)
-            fed = (x + s @ part for x, part in zip(now, parts, strict=False))
-            yield tuple(map(widened, (*fed, *now[len(parts) :])))
+        fed: Iterator[Tensors] = iter(())
+        for t, now in enumerate(zip(*(x.unbind(0) for x in inputs), strict=True)):
+            if t % past.block == 0:
+                fed = heard(t)
+            added = next(fed)
+            driven = (x + one for x, one in zip(now, added, strict=False))
+            yield tuple(map(widened, (*driven, *now[len(added) :])))
 
     # A step's input is asked for when the outputs of all steps before are in the list.
     _, final, carried = reference.run(
@@ -144,14 +299,53 @@ def _run_reference(weight: Tensor, history: Tensor, call: sequence.Call, inputs:
         driven(),
         tuple(reference.filled(state, first) for state in call.states),
         call.p,
-        outputs=past,
+        outputs=emitted,
         **call.for_reference(),
     )
-    emitted = past[span:]
+    emitted = emitted[len(history) :]
     output = torch.stack(emitted).to(like.dtype) if emitted else like.clone()
     if not emitted:
         return Result(output, final, (widened(output),) * len(final) if call.trace else ())
     return Result(output, final, tuple(map(torch.stack, zip(*carried, strict=True))))
+
+
+# ---------------------------------------------------------------- any product, the neuron fused
+
+
+def _middle(call: sequence.Call, like: Tensor, last: int) -> int:
+    """The plan for all blocks but the last, whose plan is given."""
+    if call.carry == "after_reset":
+        return last
+    # Inside a sequence the reset follows at once; only the end is different.
+    found = sequence.kernels_for(call._replace(carry="after_reset"), like, sequence.backend_of(call, like))
+    assert isinstance(found, int)  # what can run the last block can run the others
+    return found
+
+
+def _run_blocks(
+    weight: Weight, history: Tensor, past: _Past, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
+) -> Result:
+    """The product as torch differentiates it, then one launch, block by block."""
+    states, values, numbers = sequence.prepared(call, spike, inputs)
+    product, like, many = _Product(weight), inputs[0], len(states)
+    middle = _middle(call, like, last)
+    emitted = list(history.unbind(0))
+    outputs: list[Tensor] = []
+    traces: list[list[Tensor]] = []
+    for now in zip(*(x.split(past.block) for x in inputs), strict=True):
+        size = len(now[0])
+        rows = torch.stack(emitted[len(emitted) - past.span :][: past.span if past.lags is not None else size])
+        if past.lags is not None:
+            rows = mean(rows, past.lags).unsqueeze(0)
+        added = product(rows, like)
+        fed = [x + one for x, one in zip(now, added, strict=False)]
+        ends = len(emitted) + size == len(history) + len(like)
+        output, *rest = op.run(last if ends else middle, [*fed, *now[len(added) :]], states, values, numbers)
+        states = tuple(rest[:many])
+        traces.append(rest[many:])
+        outputs.append(output)
+        emitted.extend(output.unbind(0))
+    return Result(torch.cat(outputs), states, tuple(map(torch.cat, zip(*traces, strict=True))))
 
 
 # ---------------------------------------------------------------- the same, fused
@@ -163,6 +357,7 @@ class _Plan(NamedTuple):
     middle: int
     last: int
     span: int
+    block: int
     inputs: int
     started: tuple[bool, ...]
     numbers: tuple[float, ...]
@@ -170,27 +365,31 @@ class _Plan(NamedTuple):
 
     def blocks(self, steps: int) -> list[tuple[int, int, int]]:
         """First step, end and kernels of every block."""
-        ends = ((start, min(start + self.span, steps)) for start in range(0, steps, self.span))
+        ends = ((start, min(start + self.block, steps)) for start in range(0, steps, self.block))
         return [(start, end, self.last if end == steps else self.middle) for start, end in ends]
 
 
 def _run_fused(
-    weight: Tensor, history: Tensor, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
+    weight: Tensor, history: Tensor, past: _Past, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
 ) -> Result:
-    backend = sequence.backend_of(call, inputs[0])
-    middle: int | str = last
-    if call.carry == "before_reset":
-        # Inside a sequence the reset follows at once; only the end is different.
-        middle = sequence.kernels_for(call._replace(carry="after_reset"), inputs[0], backend)
-    assert isinstance(middle, int)  # what can run the last block can run the others
+    middle = _middle(call, inputs[0], last)
     states, values, numbers = sequence.prepared(call, spike, inputs)
     started = tuple(isinstance(state, Tensor) for state in states)
     fills = tuple(0.0 if given else state for given, state in zip(started, states, strict=True))
-    plan = _Plan(middle, last, len(history), len(inputs), started, (*fills, *numbers), call)
+    plan = _Plan(middle, last, past.span, past.block, len(inputs), started, (*fills, *numbers), call)
     given = [state for state in states if isinstance(state, Tensor)]
     output, *rest = _Fused.apply(plan, weight, history, *inputs, *given, *values)
     many = len(states)
     return Result(output, tuple(rest[:many]), tuple(rest[many:]))
+
+
+def _buffer(history: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the history and then the output, like ``x``, in one; and that output, which is no view to autograd."""
+    both = torch.empty((len(history) + len(x), *x.shape[1:]), dtype=x.dtype, device=x.device)
+    op.prefer_huge_pages(both)
+    both[: len(history)] = history
+    output = both[len(history) :]
+    return both, both.new_empty(0).set_(both.untyped_storage(), output.storage_offset(), output.shape, output.stride())
 
 
 def _flat(x: Tensor) -> Tensor:
@@ -209,7 +408,7 @@ class _Fused(torch.autograd.Function):
         parts, span, many = _parts(weight), plan.span, len(plan.started)
         steps = Blocks(plan.last, inputs[0], tensors[fixed:], plan.numbers[many:], needs[fixed:])
         blocks = plan.blocks(len(inputs[0]))
-        output = torch.empty_like(inputs[0])
+        heard, output = _buffer(history[len(history) - span :], inputs[0])
         drives = [torch.empty_like(x) for x in inputs[: len(parts)]] + inputs[len(parts) :]
         traces = [torch.empty_like(output, dtype=steps.layout.real) for _ in range(many if plan.call.trace else 0)]
         save = any(ctx.needs_input_grad)
@@ -221,12 +420,11 @@ class _Fused(torch.autograd.Function):
         kept: list[Tensor | None] = []
         # Rows of all steps in one, for the products.
         fed = [(_flat(x), _flat(drive), part.t()) for x, drive, part in zip(inputs, drives, parts, strict=False)]
-        every, before, rows = _flat(output), _flat(history), output[0].numel() // output.shape[-1]
+        past, rows = _flat(heard), output[0].numel() // output.shape[-1]
         for number, (start, end, kernels) in enumerate(blocks):
             here = slice(start * rows, end * rows)
-            past = every[(start - span) * rows : (end - span) * rows] if start else before[: end * rows]
             for x, drive, part in fed:
-                torch.addmm(x[here], past, part, out=drive[here])
+                torch.addmm(x[here], past[here], part, out=drive[here])
             checkpoints = steps.checkpoints(end - start) if save and end - start > 1 else None
             at = start * steps.count
             steps.forward(
@@ -243,7 +441,7 @@ class _Fused(torch.autograd.Function):
         final = [state.clone() for state in states[len(blocks) % room]]
         if save:
             ctx.plan = plan
-            ctx.kept = steps, states, kept  # made here and handed to nobody
+            ctx.kept = steps, states, kept, heard  # made here and handed to nobody
             ctx.save_for_backward(weight, history, output, *drives, *tensors)
         return (output, *final, *traces)
 
@@ -255,7 +453,7 @@ class _Fused(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *_replayed(plan, (weight, history, *tensors), grads, needs)
-        steps, states, kept = ctx.kept
+        steps, states, kept, past = ctx.kept
         parts, span, many = _parts(weight), plan.span, len(plan.started)
         heard = [torch.empty_like(drive) for drive in drives]
         fed = [(_flat(one), part) for one, part in zip(heard, parts, strict=False)]
@@ -271,18 +469,18 @@ class _Fused(torch.autograd.Function):
                 state.copy_(grad)
         of_values = steps.gradients()
         rows = output[0].numel() // output.shape[-1]
-        every, grad = _flat(above), torch.empty_like(above[:span])
+        every, grad = _flat(above), torch.empty_like(above[: plan.block])
         blocks = plan.blocks(len(output))
         for number, (start, end, kernels) in reversed(list(enumerate(blocks))):
-            later = min(end + span, len(output)) - end
+            first, stop = start + span, min(end + span, len(output))
             total = above[start:end]
-            if later:
-                # What this block's output did to the next one.
+            if first < stop:
+                # What this block's output did to the steps that heard it.
                 total = grad[: end - start]
                 flat = _flat(total)
                 flat.copy_(every[start * rows : end * rows])
                 for one, part in fed:
-                    flat[: later * rows].addmm_(one[end * rows : (end + later) * rows], part)
+                    flat[: (stop - first) * rows].addmm_(one[first * rows : stop * rows], part)
             at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
             checkpoints = kept[number]
             steps.backward(
@@ -298,20 +496,16 @@ class _Fused(torch.autograd.Function):
                 of_states[1 - turn].data_ptr(),
                 of_values,
             )
-        first = of_states[len(blocks) % 2]
-        early = min(span, len(output))
         grad_weight = grad_history = None
         if needs[0]:
-            # One product over all steps, and one over those that hear the history.
-            past, before = _flat(output[: len(output) - early]), _flat(history[:early])
-            products = [torch.addmm(one[: early * rows].t() @ before, one[early * rows :].t(), past) for one, _ in fed]
-            grad_weight = torch.cat(products)
+            grad_weight = torch.cat([one.t() @ _flat(past[: len(output)]) for one, _ in fed])
         if needs[1]:
             grad_history = torch.zeros_like(history)
+            early = min(span, len(output)) * rows
             for one, part in fed:
-                _flat(grad_history)[: early * rows].addmm_(one[: early * rows], part)
+                _flat(grad_history[len(history) - span :])[:early].addmm_(one[:early], part)
         outer = [one if need else None for one, need in zip(heard, needs[2:], strict=False)]
-        began = [one for one, started in zip(first, plan.started, strict=True) if started]
+        began = [one for one, started in zip(of_states[len(blocks) % 2], plan.started, strict=True) if started]
         values = iter(steps.sums(of_values))
         late = needs[2 + plan.inputs :]
         inner = [one if need else None for one, need in zip(began, late, strict=False)]
@@ -330,7 +524,8 @@ def _replayed(
     states = tuple([next(each) if given else fill for given, fill in zip(plan.started, fills, strict=True)])
     call = plan.call
     p = type(call.p)(**{**vars(call.p), **dict(zip(call.tensors, each, strict=True))})
-    result = _run_reference(weight, history, call._replace(states=states, p=p, fresh=True), inputs)
+    past = _Past(plan.span, plan.block)
+    result = _run_reference(weight, history, past, call._replace(states=states, p=p, fresh=True), inputs)
     outputs = [result.output, *result.states, *result.trace]
     pairs = [(one, grad) for one, grad in zip(outputs, grads, strict=True) if grad is not None and one.requires_grad]
     found = iter(
@@ -348,7 +543,7 @@ def _replayed(
 # ---------------------------------------------------------------- checks
 
 
-def _check_weight(neuron: Neuron, inputs: Tensors, weight: Tensor) -> None:
+def _check_weight(neuron: Neuron, inputs: Tensors, weight: Any) -> None:
     x = inputs[0]
     if x.dim() < 3:
         raise ValueError(f"{neuron.name}: a recurrent input must be [T, N, *, H], got shape {list(x.shape)}")
@@ -367,11 +562,18 @@ def _check_weight(neuron: Neuron, inputs: Tensors, weight: Tensor) -> None:
         )
 
 
-def _check_history(x: Tensor, history: Tensor | None, span: int) -> Tensor:
+def _check_history(x: Tensor, history: Tensor | None, span: int, exactly: bool) -> Tensor:
     shape = (span, *x.shape[1:])
     if history is None:
         return x.new_zeros(shape)
-    if not isinstance(history, Tensor) or history.shape != shape or history.dtype != x.dtype:
+    fits = isinstance(history, Tensor) and history.dtype == x.dtype and history.shape[1:] == x.shape[1:]
+    if not fits or len(history) < span or (exactly and len(history) > span):
         got = f"{list(history.shape)} {history.dtype}" if isinstance(history, Tensor) else type(history).__name__
         raise ValueError(f"history must be the last {span} outputs, {list(shape)} {x.dtype}, got {got}; or None")
     return history
+
+
+def _check_lags(lags: Tensor) -> None:
+    if not isinstance(lags, Tensor) or lags.dim() != 1 or not len(lags) or not lags.is_floating_point():
+        got = list(lags.shape) if isinstance(lags, Tensor) else type(lags).__name__
+        raise ValueError(f"lags must be a vector [K] of the weights of lags 1 to K, got {got}")

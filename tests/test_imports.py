@@ -25,9 +25,10 @@ BELOW = {
     "sequence": {"core", "neurons", "kernels"},
     "recurrence": {"core", "neurons", "kernels", "sequence"},
     "layer": {"core", "neurons", "sequence", "recurrence"},
-    "training": {"core", "neurons", "kernels", "sequence", "recurrence"},
-    "snntorch": {"core", "neurons", "sequence", "recurrence", "layer", "training"},
-    "spikingjelly": {"core", "neurons", "sequence", "recurrence", "layer", "training"},
+    "connection": {"core", "neurons", "sequence", "recurrence"},
+    "training": {"core", "neurons", "kernels", "sequence", "recurrence", "connection"},
+    "snntorch": {"core", "neurons", "sequence", "recurrence", "connection", "layer", "training"},
+    "spikingjelly": {"core", "neurons", "sequence", "recurrence", "connection", "layer", "training"},
 }
 # They serve both faces, so they may know both; a host only when called (which the tests below hold).
 ABOVE = {"convert", "nir", "doctor", "__main__"}

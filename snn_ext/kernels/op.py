@@ -142,7 +142,7 @@ class Layout:
         """A new, empty sequence of that many steps."""
         strides = (self.count, *self.strides)
         tensor = torch.empty_strided((steps, *self.shape), strides, dtype=dtype, device=self.device)
-        _prefer_huge_pages(tensor)
+        prefer_huge_pages(tensor)
         return tensor
 
     def new_step(self, dtype: torch.dtype) -> Tensor:
@@ -153,11 +153,12 @@ class Layout:
         """New, empty checkpoints; none unless they are to be saved."""
         segments = (self.steps - 1) // plan.module.SEGMENT if save else 0
         tensor = torch.empty((segments, plan.states, self.count), dtype=self.real, device=self.device)
-        _prefer_huge_pages(tensor)
+        prefer_huge_pages(tensor)
         return tensor
 
 
-def _prefer_huge_pages(tensor: Tensor) -> None:
+def prefer_huge_pages(tensor: Tensor) -> None:
+    """Ask for huge pages under a large tensor on the CPU that is about to be written."""
     if type(tensor) is Tensor and tensor.nbytes >= cpu.LARGE and tensor.device.type == "cpu":
         cpu.prefer_huge_pages(tensor)
 
