@@ -67,8 +67,12 @@ class Function:
     def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[float, ...], device: torch.device) -> None:
         """Run and return when done."""
         work = math.prod(arguments[i] for i in self._work)
-        threads = 1 if work <= _GRAIN or _forked else torch.get_num_threads()
-        self._launch(grid[0], block[0], threads, self._pack(*arguments))
+        self._launch(grid[0], block[0], threads(work), self._pack(*arguments))
+
+
+def threads(work: float) -> int:
+    """How many threads so many element-steps are worth."""
+    return 1 if work <= _GRAIN or _forked else torch.get_num_threads()
 
 
 def block(steps: int) -> int:
