@@ -11,16 +11,21 @@ except ImportError as error:
     raise ImportError(f"snn_ext.snntorch needs snnTorch: pip install 'snn_ext[snntorch]' ({error})") from error
 
 from .neurons import KLIF, LIF, LSTMLIF, TCLIF, SequenceNeuron
+from .recurrent import ASRC, SRC, AdaptiveSkipRecurrent, SkipRecurrent
 from .synaptic import GatedSynaptic, GatedSynapticLayer, SynapticLayer, SynapticLIF
 
 __all__ = [
+    "ASRC",
     "KLIF",
     "LIF",
     "LSTMLIF",
+    "SRC",
     "TCLIF",
+    "AdaptiveSkipRecurrent",
     "GatedSynaptic",
     "GatedSynapticLayer",
     "SequenceNeuron",
+    "SkipRecurrent",
     "SynapticLIF",
     "SynapticLayer",
 ]
