@@ -381,30 +381,49 @@ def test_a_history_that_is_no_spikes(name, backend):
         close(grads(weighed(result), leaves), grads(weighed(expected), leaves))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("rate", [0.0, 0.01, 1.0])
-def test_silent_sparse_and_full_layers(rate, backend):
-    """However many spikes a product has to do with, the numbers are those of a loop."""
-    steps, batch, size = 12, 3, 70
-    weight = grid(0.5 * orthogonal(size), F64).requires_grad_()
-    x = torch.where(uniform(steps, batch, size, low=0, seed=7) < rate, 9.0, -9.0).double().requires_grad_()
-    lags = torch.tensor([0.5, 0.25, 0.25], dtype=F64, requires_grad=True)
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("rate", [0.0, 0.1, 0.25, 1.0])
+def test_silent_sparse_and_full_layers(rate, dtype):
+    """However many spikes a product has to do with, the numbers are those of a loop; before them, analogue outputs."""
+    steps, batch, size = 12, 30, 70
+    weight = grid(0.1 * orthogonal(size), dtype, 2.0**-10).requires_grad_()
+    x = torch.where(uniform(steps, batch, size, low=0, seed=7) < rate, 1.5, 0.25).to(dtype).requires_grad_()
+    history = grid(uniform(4, batch, size, low=-2, high=2, seed=8), dtype, 0.25)
+    history = (history * (uniform(4, batch, size, low=0, seed=9) < rate)).requires_grad_()
+    lags = torch.tensor([0.5, 0.125, 0.25, 0.125], dtype=dtype, requires_grad=True)
     for heard in (1, 4, lags):
-        leaves = [x, weight, *([lags] if heard is lags else [])]
-        ours = official(x, weight, heard, trace=True, backend=backend)
-        weights = lags.detach() if heard is lags else F.one_hot(torch.arange(heard))[-1].double()
-        past, v, traces = [torch.zeros(batch, size, dtype=F64)] * len(weights), 0.0, []
+        leaves = [x, weight, history, *([lags] if heard is lags else [])]
+        ours, theirs = (
+            official(x, weight, heard, history=history, trace=True, backend=backend) for backend in ("cpu", "torch")
+        )
+        weights = lags.tolist() if heard is lags else [0.0] * (heard - 1) + [1.0]
+        past, v, traces = list(history.detach().unbind()), 0.0, []
         for now in x.detach().unbind():
             a = sum(p * past[-i] for i, p in enumerate(weights, 1))
-            h = 0.5 * v + now + a @ weight.detach().t()
-            past.append((h >= 1).double())
+            h = 0.5 * v + (now + a @ weight.detach().t())
+            past.append((h >= 1).to(dtype))
             v = h - past[-1]
             traces.append(v)
-        assert identical(ours.output, torch.stack(past[len(weights) :]))
+        assert identical(ours.output, torch.stack(past[4:])) and identical(ours.trace[0], torch.stack(traces))
         assert ours.output.detach().mean().item() == pytest.approx(rate, abs=0.01)
-        assert identical(ours.trace[0], torch.stack(traces))
-        found = grads(weighed(ours), leaves)
-        close(found, grads(weighed(official(x, weight, heard, trace=True)), leaves))
+        assert all(map(identical, everything(ours), everything(theirs)))
+        found, wanted = (grads(weighed(one), leaves) for one in (ours, theirs))
+        close(found, wanted, 1e-11 if dtype == F64 else 1e-4)
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan])
+def test_weights_that_are_no_numbers_show(value):
+    """A product with silence is not nothing then: both backends say so, to the gradient."""
+    x, weight = uniform(9, 2, 8).requires_grad_(), orthogonal(8)
+    weight[3, 2] = value
+    weight.requires_grad_()
+    found = []
+    for backend in BACKENDS:
+        result = official(x, weight, 2, trace=True, backend=backend)
+        found.append([*everything(result), *grads(result.trace[0].sum(), [x, weight])])
+    assert all(one.isnan().any() for one in found[0][1:3])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12, equal_nan=True)
 
 
 # ---------------------------------------------------------------- adaptive lags
@@ -448,11 +467,15 @@ def lagged(name, steps, many, **options):
     return sample(name, steps, many, **options), uniform(many, low=-0.2, high=0.8, seed=8).requires_grad_()
 
 
+# Steps and lags: windows longer than the sequence, and sequences of many windows.
+SHAPES = [(9, 3), (2, 5), (5, 5), (6, 1), (1, 1), (1, 4), (37, 20), (21, 9)]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     ("name", "steps", "many", "carry", "detach"),
     [
-        *[("LIF", *shape, "after_reset", False) for shape in [(9, 3), (2, 5), (5, 5), (6, 1), (1, 1), (1, 4)]],
+        *[("LIF", steps, many, "after_reset", False) for steps, many in SHAPES],
         ("LIF", 8, 3, "before_reset", False),
         ("LIF", 8, 3, "after_reset", True),
         ("GatedSynaptic", 8, 3, "after_reset", False),
