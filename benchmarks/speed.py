@@ -54,8 +54,9 @@ from torch import Tensor
 from snn_ext import sequence
 from snn_ext.kernels import cpu, op
 
-from . import timing
+from . import report, timing
 from .hosts import Missing, require
+from .report import label
 from .speed_cases import CASES, QUICK, SHAPES, Built, Case, Shape
 from .timing import Call, Spread, Traffic, child
 
@@ -320,19 +321,11 @@ def first_call(backend: str) -> dict[str, Any]:
         return {"left_out": str(error)}
 
 
-def label(shape: Sequence[int]) -> str:
-    """``784x64x256``."""
-    return "x".join(map(str, shape))
-
-
 def table(result: Mapping[str, Any]) -> Iterator[str]:
     """The results in lines of text, whatever came out."""
-    version, settings, system = result["versions"], result["settings"], result["machine"]
-    yield ", ".join(f"{name} {value}" for name, value in version.items())
-    yield f"{system['processor']}, {system['cores']} cores, last-level cache {system['last_level_cache']} bytes"
+    settings = result["settings"]
+    yield from report.header(result)
     yield f"{settings['threads']} threads, {settings['rounds']} rounds; ours: backend={settings['backend']!r}"
-    for when, state in result["quiet"].items():
-        yield f"machine {when}: load {state['load_average']:.2f}, work waited {state['pressure_avg10_percent']} %"
     yield "ms a call; times as fast as the linear eager loop, median (quartiles) of ratios within a round"
     left_out: dict[str, list[str]] = {}
     for cases in zip(*(run["cases"] for run in result["runs"].values()), strict=True):
@@ -421,31 +414,6 @@ def figures(result: Mapping[str, Any], allocator: str) -> dict[str, tuple[float,
     return found
 
 
-def check(result: Mapping[str, Any], path: Path) -> bool:
-    """Print required and measured for every target of a file; whether all were reached.
-
-    The file holds ``{"allocator": the one that must reach them, "targets": [{"figure": a name in
-    :func:`figures`, "at_least" or "at_most": number, "stretch": optional}]}``.
-    """
-    targets = json.loads(path.read_text())
-    gate = figures(result, targets["allocator"])
-    others = {name: figures(result, name) for name in result["runs"] if name != targets["allocator"]}
-    reached = True
-    for target in targets["targets"]:
-        name, least, most = target["figure"], target.get("at_least", -math.inf), target.get("at_most", math.inf)
-        value, bound = gate.get(name, (math.nan, "not measured"))
-        good = least <= value <= most
-        reached = reached and good
-        required = f">= {least:g}" if "at_least" in target else f"<= {most:g}"
-        required += f" (stretch {target['stretch']:g})" if "stretch" in target else ""
-        beside = "".join(f", {other} {found[name][0]:.3g}" for other, found in others.items() if name in found)
-        measured = f"{value:.3g}{beside}" if name in gate else "nothing"
-        print(
-            f"{'reached' if good else 'SHORT  '} {name}: required {required}, measured {measured}; bounded by: {bound}"
-        )
-    return reached
-
-
 def run(
     names: Sequence[str] | None = None,
     shapes: Sequence[Shape] | None = None,
@@ -457,6 +425,7 @@ def run(
     **settings: Any,
 ) -> int:
     """The command: measure or read, print, write, check; 1 for a wrong number or a target not reached."""
+    asked = report.targets(targets, "speed")
     if read is not None:
         result = json.loads(read.read_text())
     else:
@@ -465,12 +434,18 @@ def run(
             settings["rounds"] = 2
         result = collect(names or list(CASES), shapes or (QUICK if quick else SHAPES), settings, quick)
     print(*table(result), sep="\n")
-    if json_path is not None:
-        json_path.parent.mkdir(parents=True, exist_ok=True)
-        json_path.write_text(json.dumps(result, indent=1) + "\n")
-        print(f"results: {json_path}")
+    report.write(result, json_path)
     wrong = any(case["red"] for one in result["runs"].values() for case in one["cases"])
-    return int(wrong or (targets is not None and not check(result, targets)))
+    if asked is None:
+        return int(wrong)
+    found = {
+        allocator: {
+            name: (value, f"bounded by: {bound}") for name, (value, bound) in figures(result, allocator).items()
+        }
+        for allocator in result["runs"]
+    }
+    gate = found.pop(asked["allocator"])
+    return int(not report.check(asked, gate, others=found) or wrong)
 
 
 if __name__ == "__main__":
