@@ -200,10 +200,10 @@ class _Recurrent(SequenceNeuron):
         given = x if isinstance(x, tuple) else (x,)
         run = self._run_foreign if self._foreign else self._run
         result, history = run(given, own, history, single, trace)
-        # A state of its own, not a view of the output: hosts detach states in place.
+        # Of their own, not views of each other: training loops detach them in place.
         final = (*result.states, (history[0] if self._reach == 1 else history).clone())
         traces = (*result.trace, self._pasts(past, result.output)) if trace else ()
-        return Result(result.output[0] if single else result.output, final, traces)
+        return Result(result.output[0].clone() if single else result.output, final, traces)
 
     def _run(
         self, inputs: tuple[Any, ...], states: Sequence[Any], history: Tensor | None, single: bool, trace: bool
