@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Literal, TypeGuard
 
 import torch
@@ -33,15 +34,17 @@ def check_size(name: str, value: Any) -> int:
     return value
 
 
-def all_to_all(features: int, bias: bool = False) -> nn.Linear:
+def all_to_all(features: int, bias: bool = False, parts: int = 1) -> nn.Linear:
     """The square product of the released code: ``[features, features]``, orthogonal at the start.
 
     Args:
         features: H, the number of neurons.
         bias: whether it has one (not the released code's), zero at the start, heard from the first step on.
+        parts: the number of inputs of the neuron, one square each: ``[parts * features, features]``.
     """
-    made = nn.Linear(check_size("features", features), features, bias=bias)
-    nn.init.orthogonal_(made.weight)
+    made = nn.Linear(check_size("features", features), parts * features, bias=bias)
+    for square in made.weight.detach().split(features):
+        nn.init.orthogonal_(square)
     if bias:
         nn.init.zeros_(made.bias)
     return made
@@ -194,6 +197,11 @@ def _is_plain_linear(product: nn.Module) -> TypeGuard[nn.Linear]:
     return bool(plain) and not any(getattr(product, name) for name in _HOOKS)
 
 
+def _called(product: nn.Linear, s: Tensor) -> tuple[Tensor, ...]:
+    """What a linear product that must be called (it has hooks, say) adds to each input of the neuron."""
+    return product(s).split(product.in_features, -1)
+
+
 def run(
     neuron: Neuron,
     inputs: Tensor | Sequence[Tensor],
@@ -231,6 +239,8 @@ def run(
         if product.bias is not None:
             parts = product.bias.to(like.dtype).split(product.in_features)
             given = (*(x + part for x, part in zip(given, parts, strict=False)), *given[len(parts) :])
+    elif isinstance(product, nn.Linear) and product.out_features > product.in_features:
+        weight = partial(_called, product)
     if history is not None and isinstance(given[0], Tensor) and history.dtype == state_dtype(given[0]):
         history = history.to(given[0].dtype)  # hosts keep all states in one type
     heard = span if isinstance(span, int) else span.now()
@@ -254,10 +264,22 @@ def run_foreign(
 
     Returns:
         the outputs ``[T, N, *]`` and the next history, ``[reach, N, *]``.
+
+    Raises:
+        ValueError: a product, lags or a history that do not fit.
     """
     if history is None:
         history = x.new_zeros((reach(span), *x.shape[1:]))
     heard = span if isinstance(span, int) else span.now()
+
+    def fed(s: Tensor) -> Tensor:
+        found = product(s)
+        if found.shape != s.shape:  # it would broadcast
+            raise ValueError(
+                f"the recurrent product must be like the input, {list(s.shape)}, got one of shape {list(found.shape)}"
+            )
+        return found
+
     if isinstance(heard, Tensor):
-        return recurrence.run_foreign(step, x, product, lags=heard, history=history)
-    return recurrence.run_foreign(step, x, product, span=heard, history=history)
+        return recurrence.run_foreign(step, x, fed, lags=heard, history=history)
+    return recurrence.run_foreign(step, x, fed, span=heard, history=history)

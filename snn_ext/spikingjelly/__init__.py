@@ -13,15 +13,20 @@ except ImportError as error:
     ) from error
 
 from .nodes import KLIFNode, LIFNode, LSTMLIFNode, Node, TCLIFNode, set_backend
+from .recurrent import AdaptiveSkipRecurrentContainer, ASRCContainer, SkipRecurrentContainer, SRCContainer
 from .synaptic import GatedSynapticLayer, GatedSynapticNode, SynapticLayer, SynapticLIFNode
 
 __all__ = [
+    "ASRCContainer",
+    "AdaptiveSkipRecurrentContainer",
     "GatedSynapticLayer",
     "GatedSynapticNode",
     "KLIFNode",
     "LIFNode",
     "LSTMLIFNode",
     "Node",
+    "SRCContainer",
+    "SkipRecurrentContainer",
     "SynapticLIFNode",
     "SynapticLayer",
     "TCLIFNode",

@@ -118,17 +118,20 @@ class Node(HostNode):
             self._built = (options, type(self)._make(**options))
         return self._built[1]
 
-    def advance(self, inputs: Sequence[Tensor], states: Sequence[Any], step_mode: str, trace: bool = False) -> Result:
-        """Run one step or a sequence through :mod:`snn_ext.sequence`; see :class:`HostNode`."""
-        settings: dict[str, Any] = {
+    def _settings(self) -> dict[str, Any]:
+        """How the equations are run, for :mod:`snn_ext.sequence` and what builds on it."""
+        return {
             "spike": surrogate.spike_function(self.surrogate_function, fires_at_threshold=True),
             "detach_reset": self.detach_reset,
             "carry": "after_reset",
             "backend": self.backend,
         }
+
+    def advance(self, inputs: Sequence[Tensor], states: Sequence[Any], step_mode: str, trace: bool = False) -> Result:
+        """Run one step or a sequence through :mod:`snn_ext.sequence`; see :class:`HostNode`."""
         if step_mode == "m":
-            return sequence.run(self.neuron, inputs, states, self._values(), trace=trace, **settings)
-        return sequence.step(self.neuron, inputs, states, self._values(), **settings)
+            return sequence.run(self.neuron, inputs, states, self._values(), trace=trace, **self._settings())
+        return sequence.step(self.neuron, inputs, states, self._values(), **self._settings())
 
     def _complete(self) -> None:
         """The end of every constructor: check the values, register the states besides ``v``."""

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from .. import layer
-from ..core import surrogate
 from ..core.neuron import Value, own_tensor
 from ..core.quantize import Mode
 from ..core.reference import Result
@@ -231,11 +230,8 @@ class _Layer(_SynapticNode):
             states[:2],
             past.unsqueeze(0) if isinstance(past, Tensor) else None,
             self._values(),
-            spike=surrogate.spike_function(self.surrogate_function, fires_at_threshold=True),
-            detach_reset=self.detach_reset,
-            carry="after_reset",
             trace=trace,
-            backend=self.backend,
+            **self._settings(),
         )
         # A state of its own, not a view of the output: hosts detach states in place.
         final = result.states if latest is None else (*result.states, latest[0].clone())

@@ -79,7 +79,8 @@ def test_the_host_s_arguments_come_first(host, ours):
 
 
 def test_exports():
-    others = {"Node", "SynapticLayer", "GatedSynapticLayer", "set_backend"}
+    others = {"Node", "SynapticLayer", "GatedSynapticLayer", "set_backend", "SRCContainer", "ASRCContainer"}
+    others |= {"SkipRecurrentContainer", "AdaptiveSkipRecurrentContainer"}
     assert set(face.__all__) == {entry.spikingjelly for entry in CATALOGUE.values()} | others
 
 
