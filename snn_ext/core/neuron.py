@@ -104,11 +104,14 @@ class Neuron:
         constants: names of the plain Python numbers.
         charge, fire, reset: the equations.
         source: paper and equation numbers, and what was inferred.
+        observers: the last of the states, if they only watch: no equation but their own reads them, and no
+            gradient goes through them. Kernels then leave them out of the backward pass.
         recipe: a factory and its arguments that make this neuron again, see :func:`factory`.
 
     Raises:
         ValueError: a name is missing, repeated or reserved; a function reads a name that is not
-            declared, returns the wrong number of tensors, changes a shape, or writes in place.
+            declared, returns the wrong number of tensors, changes a shape, or writes in place; another state
+            or the output depends on an observer.
     """
 
     name: str
@@ -120,6 +123,7 @@ class Neuron:
     fire: Callable[[Tensors, Any], Tensor]
     reset: Callable[[Tensors, Tensor, Any], Tensors]
     source: str
+    observers: tuple[str, ...] = ()
     recipe: tuple[Callable[..., Neuron], tuple[Any, ...]] | None = field(default=None, compare=False, repr=False)
     handle: int = field(init=False, compare=False, repr=False)
     """A number of this object in this process: what torch.compile can keep where it cannot keep an object."""
@@ -151,7 +155,14 @@ class Neuron:
                 raise ValueError(f"{self.name}: {name!r} cannot be a name (identifiers, not 'spike')")
         if len(set(names)) != len(names):
             raise ValueError(f"{self.name}: a name is used twice in {names}")
+        if self.observers != self.states[len(self.states) - len(self.observers) :] or self.observers == self.states:
+            raise ValueError(f"{self.name}: observers {self.observers} must be the last of the states {self.states}")
         self._try_functions()
+
+    @property
+    def felt(self) -> int:
+        """How many states there are without the observers."""
+        return len(self.states) - len(self.observers)
 
     def check_values(self, values: Mapping[str, Value]) -> None:
         """Refuse values that are missing, unknown, not finite or outside their domain.
@@ -228,13 +239,26 @@ class Neuron:
         try:
             charged = checked(self.charge(inputs, states, p), "charge")
             (output,) = checked((self.fire(charged, p),))
-            checked(self.reset(charged, output, p), "reset")
+            after = checked(self.reset(charged, output, p), "reset")
+            if self.observers:
+                self._try_observers(inputs, states, p, (*charged[: self.felt], output, *after[: self.felt]))
         except (AttributeError, TypeError) as error:
             undeclared = isinstance(error, AttributeError) and error.obj is p
             what = "reads a name that is not declared" if undeclared else "failed on a trial run"
             raise ValueError(f"{self.name}: a function {what}: {error}") from error
         if any(tensor._version != version for tensor, version in arguments):
             raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")
+
+    def _try_observers(self, inputs: Tensors, states: Tensors, p: Any, found: Tensors) -> None:
+        """Refuse observers on which something depends: elsewhere they must leave ``found`` as it is."""
+        elsewhere = (*states[: self.felt], *(state - 7.0 for state in states[self.felt :]))
+        charged = self.charge(inputs, elsewhere, p)
+        output = self.fire(charged, p)
+        after = self.reset(charged, output, p)
+        again = (*charged[: self.felt], output, *after[: self.felt])
+        pairs = zip(found, again, strict=True)
+        if not all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs):
+            raise ValueError(f"{self.name}: something depends on the observers {', '.join(self.observers)}")
 
 
 def by_handle(handle: int) -> Neuron:

@@ -361,6 +361,7 @@ def quantised(neuron: Neuron, kind: Kind, learn: bool, shifted: bool) -> Neuron:
         charge=charge_all,
         fire=fire_all,
         reset=reset_all,
+        observers=extra[kind] if kind == "watched" else (),
         source=f"{neuron.source} Output: Ponghiran and Roy, AAAI 2022, multi-bit, from the released code.",
     )
 

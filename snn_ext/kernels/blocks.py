@@ -53,17 +53,17 @@ class Blocks:
     def checkpoints(self, steps: int) -> Tensor:
         """Room for the checkpoints inside a block of so many steps."""
         segments = (steps - 1) // self.plan.module.SEGMENT
-        return torch.empty((segments, self.plan.states, self.count), dtype=self.layout.real, device=self.device)
+        return torch.empty((segments, self.plan.felt, self.count), dtype=self.layout.real, device=self.device)
 
     def gradients(self) -> Tensor:
         """Room for the gradients of the values that need one, element by element: of a block, and their sums."""
         return torch.zeros((2, len(self._sought), self.count), dtype=self.layout.real, device=self.device)
 
-    def _given(self, inputs: Sequence[int], states: int) -> list[float]:
+    def _given(self, inputs: Sequence[int], states: int, many: int) -> list[float]:
         given: list[float] = []
         for address in inputs:
             given += (address, self.count)
-        for i in range(self.plan.states):
+        for i in range(many):
             given += (states + i * self.count * self.real, 0.0)
         return given + self._values
 
@@ -80,7 +80,7 @@ class Blocks:
     ) -> None:
         """Launch ``forward`` over a block; all but the first two are addresses, ``checkpoints`` may be 0."""
         plan = op.plan_of(number)
-        given = self._given(inputs, states)
+        given = self._given(inputs, states, plan.states)
         given.append(output)
         given += [final + i * self.count * self.real for i in range(plan.states)]
         given += traces
@@ -108,13 +108,13 @@ class Blocks:
         """
         plan = op.plan_of(number)
         apart = self.count * self.real
-        given = self._given(inputs, states)
+        given = self._given(inputs, states, plan.felt)
         given += (checkpoints, grad, self.count)
-        for address in grad_traces:
+        for address in grad_traces[: plan.felt]:
             given += (address, self.count)
         for address in grad_inputs:
             given += (address, self.count)
-        for i in range(plan.states):
+        for i in range(plan.felt):
             given += (grad_final + i * apart, grad_states + i * apart)
         part, total = gradients.unbind()
         given += [part.data_ptr() + i * apart for i in range(len(self._sought))]

@@ -72,7 +72,7 @@ class Function:
 
 def threads(work: float) -> int:
     """How many threads so many element-steps are worth."""
-    return 1 if work <= _GRAIN or _forked else torch.get_num_threads()
+    return 1 if work < _GRAIN or _forked else torch.get_num_threads()
 
 
 def block(steps: int) -> int:

@@ -17,6 +17,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from ctypes import c_float
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -295,6 +296,13 @@ def _caller(result: str) -> str:
     return f"to_{result}" if result.startswith("g") else result
 
 
+def _without(graph: Graph, neuron: Neuron, states: Iterable[str]) -> Graph:
+    """A graph without the results that belong to other states than these."""
+    others = [name for name in neuron.states if name not in set(states)]
+    left_out = {name for prefix in ("h_", "n_", "g_") for name in prefixed(prefix, others)}
+    return replace(graph, results={name: node for name, node in graph.results.items() if name not in left_out})
+
+
 def _names(macro: str, names: Iterable[str]) -> str:
     return f"#define {macro}(_) {' '.join(f'_({name})' for name in names)}".rstrip()
 
@@ -324,16 +332,21 @@ def _text(
     real, io = ELEMENT_TYPES[dtype]
     single = real == "float"
     neuron = request.neuron
-    given = prefixed("x_", neuron.inputs) + prefixed("u_", neuron.states) + prefixed("p_", request.tensors)
-    grads, traced = prefixed("g_", neuron.states), prefixed("q_", neuron.states)
+    felt = neuron.states[: neuron.felt]
+    states = neuron.states if learned is None else felt
+    given = prefixed("x_", neuron.inputs) + prefixed("u_", states) + prefixed("p_", request.tensors)
+    grads, traced = prefixed("g_", felt), prefixed("q_", felt)
     shared = _Shared()
-    functions = [_Function("step", graph(request, None), given, shared, single)]
+    functions = [_Function("step", _without(graph(request, None), neuron, states), given, shared, single)]
     if learned is not None:
         which = Gradient(learned, trace_states)
         arguments = [*given, "gs", *grads, *(traced if trace_states else [])]
-        functions.append(_Function("step_gradient", graph(request, which), arguments, shared, single))
+        functions.append(
+            _Function("step_gradient", _without(graph(request, which), neuron, felt), arguments, shared, single)
+        )
         if request.carry == "before_reset":
             last = graph(request, Gradient(learned, trace_states, last=True))
+            last = _without(last, neuron, felt)
             functions.append(_Function("last_step_gradient", last, [*given, "gs", *grads], shared, single))
     numbers = prefixed("c_", request.numbers) + prefixed("a_", request.spike_numbers)
     about = [f"// {neuron.name}: {neuron.source}", f"// States are carried {request.carry.replace('_', ' ')}."]
@@ -348,7 +361,8 @@ def _text(
         f"#define BEFORE_RESET {int(request.carry == 'before_reset')}",
         f"#define TRACE {int(trace_states)}",
         _names("INPUTS", map(identifier, neuron.inputs)),
-        _names("STATES", map(identifier, neuron.states)),
+        _names("STATES", map(identifier, states)),
+        _names("FELT", map(identifier, felt)),
         _names("TENSORS", map(identifier, request.tensors)),
         _names("LEARNED", map(identifier, learned or ())),
         _names("NUMBERS", numbers),

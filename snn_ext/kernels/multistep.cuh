@@ -2,7 +2,8 @@
 // are generated from the neuron's equations. One text for NVRTC, where a thread owns an element, and for g++
 // or clang++, where one call does the work of a block of threads, in vector lanes.
 //
-// In front of this text stand the lists INPUTS, STATES, TENSORS, NUMBERS, LEARNED (names, for the macros
+// In front of this text stand the lists INPUTS, STATES (in a backward pass without observers), FELT (states without
+// observers), TENSORS, NUMBERS, LEARNED (names, for the macros
 // below), SHARED (values alike for all elements), real (type of the arithmetic), IO (type of inputs and
 // outputs), K (steps per checkpoint), and on the CPU W (the largest block).
 // Elements lie in rows: element n of step t is at [t * row + n]. A row of 0 repeats one step.
@@ -161,8 +162,8 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
   for (ll t0 = 0; t0 < T; t0 += K) {
     FETCH(INPUTS(FETCH_INPUT))
     if (checkpoints && t0) {
-      real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (STATES(COUNT) 0) * N + n;
-      STATES(SAVE_CHECKPOINT)
+      real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (FELT(COUNT) 0) * N + n;
+      FELT(SAVE_CHECKPOINT)
     }
     EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) {
       INPUTS(HINT_INPUT) HINT(out + (t0 + i + 1) * N + n, 1)
@@ -243,7 +244,7 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
     FETCH(INPUTS(FETCH_INPUT) real gs_fetched[K][W]; EACH_STEP for (int i = 0; i < K; ++i) if (t0 + i < T) LANES(j)
       gs_fetched[i][j] = ld(all_gs + (t0 + i) * gs_row + n + j);)
     if (t0) {
-      const real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (STATES(COUNT) 0) * N + n;
+      const real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (FELT(COUNT) 0) * N + n;
       STATES(LOAD_CHECKPOINT)
     } else { STATES(LOAD_INITIAL) }
     EACH_STEP for (int i = 0; i < K - 1; ++i) if (t0 + i + 1 < T) LANES(j) {

@@ -49,12 +49,13 @@ class Plan:
         self.request, self.dtype, self.trace = request, dtype, trace
         self.module = BACKENDS[backend]
         self.inputs, self.states = len(request.neuron.inputs), len(request.neuron.states)
+        self.felt = request.neuron.felt  # states of the backward pass
         self.tensors, self.numbers = len(request.tensors), len(request.numbers) + len(request.spike_numbers)
         self._backward: dict[tuple[bool, ...], Any] = {}
-        given = "qq" * self.inputs + "qd" * self.states + "qq" * self.tensors
+        head, tail, felt = "qq" * self.inputs, "qq" * self.tensors, self.felt
         self._signatures = {
-            "forward": given + "q" + "q" * self.states * (1 + trace) + "q",
-            "backward": given + "qqq" + "qq" * self.states * trace + "qq" * self.inputs + "qq" * self.states,
+            "forward": head + "qd" * self.states + tail + "q" + "q" * self.states * (1 + trace) + "q",
+            "backward": head + "qd" * felt + tail + "qqq" + "qq" * felt * trace + "qq" * self.inputs + "qq" * felt,
         }
         self.output_is_constant = generate.output_is_constant(request)
         generate.backward_text(request, dtype, trace, request.tensors)  # refused now, not in the backward pass
@@ -152,7 +153,7 @@ class Layout:
     def checkpoints(self, plan: Plan, save: bool) -> Tensor:
         """New, empty checkpoints; none unless they are to be saved."""
         segments = (self.steps - 1) // plan.module.SEGMENT if save else 0
-        tensor = torch.empty((segments, plan.states, self.count), dtype=self.real, device=self.device)
+        tensor = torch.empty((segments, plan.felt, self.count), dtype=self.real, device=self.device)
         prefer_huge_pages(tensor)
         return tensor
 
@@ -190,9 +191,14 @@ def _same_order(shape: Sequence[int], have: Strides, want: Strides) -> bool:
 
 
 def _given(
-    plan: Plan, layout: Layout, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float]
+    plan: Plan,
+    layout: Layout,
+    tensors: Sequence[Tensor],
+    started: Sequence[bool],
+    numbers: Sequence[float],
+    states: int,
 ) -> tuple[list[float], list[Tensor]]:
-    """The first arguments of both kernels, and the tensors that must live until they have run."""
+    """The first arguments of both kernels, for so many states, and the tensors that must live until they have run."""
     arguments: list[float] = []
     alive = []
     each = iter(tensors)
@@ -200,13 +206,12 @@ def _given(
         rows, distance = layout.rows(next(each))
         alive.append(rows)
         arguments += (rows.data_ptr(), distance)
-    for given, fill in zip(started, numbers, strict=False):
+    for i, (given, fill) in enumerate(zip(started, numbers, strict=False)):
         if given:
             start = layout.step(next(each))
             alive.append(start)
-            arguments += (start.data_ptr(), 0.0)
-        else:
-            arguments += (0, fill)
+        if i < states:
+            arguments += (start.data_ptr(), 0.0) if given else (0, fill)
     for value in each:
         if value.numel() == 1:
             value = value.resolve_neg()
@@ -245,7 +250,7 @@ def forward(
         the output, the final states, the traces, and the checkpoints (empty unless ``save``).
     """
     plan, layout = _PLANS[number], Layout(tensors[0])
-    given, _alive = _given(plan, layout, tensors, started, numbers)
+    given, _alive = _given(plan, layout, tensors, started, numbers, plan.states)
     results = _empty_results(plan, layout)
     checkpoints = layout.checkpoints(plan, save)
     given += [result.data_ptr() for result in results]
@@ -284,9 +289,10 @@ def backward(
     """
     plan, layout = _PLANS[number], Layout(tensors[0])
     count, states = layout.count, plan.states
-    given, alive = _given(plan, layout, tensors, started, numbers)
+    given, alive = _given(plan, layout, tensors, started, numbers, plan.felt)
     given.append(checkpoints.data_ptr())
-    for i in (0, *range(1 + states, len(grads))):  # of the output and of the traces
+    traced = range(1 + states, 1 + states + plan.felt) if plan.trace else ()
+    for i in (0, *traced):  # of the output and of the traces
         grad = grads[i]
         if grad is None:
             rows, distance = torch.zeros(count, dtype=layout.real if i else layout.io, device=layout.device), 0
@@ -303,9 +309,15 @@ def backward(
         given += (grad.data_ptr(), count if need else 0)  # one that nobody wants is written to one row
         if need:
             results.append(grad)
-    for final, is_tensor in zip(grads[1 : 1 + states], started, strict=True):
+    for i, is_tensor in enumerate(started):
+        need = is_tensor and next(each)[0]
+        if i >= plan.felt:
+            if need:
+                results.append(layout.new_step(layout.real).zero_())  # an observer
+            continue
+        final = grads[1 + i]
         final = None if final is None else layout.step(final)
-        grad = layout.new_step(layout.real) if is_tensor and next(each)[0] else None
+        grad = layout.new_step(layout.real) if need else None
         given += (0 if final is None else final.data_ptr(), 0 if grad is None else grad.data_ptr())
         alive += (one for one in (final, grad) if one is not None)
         if grad is not None:

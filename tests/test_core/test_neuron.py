@@ -9,6 +9,8 @@ import pytest
 import torch
 from support import CASES, PUBLISHED, random_case, run
 
+from snn_ext import sequence
+from snn_ext.core import surrogate
 from snn_ext.core.neuron import Neuron, Parameter, factory
 from snn_ext.neurons import CATALOGUE, klif, lif, lstm_lif
 
@@ -213,3 +215,60 @@ def test_every_variant_computes_something_else(case):
         if other.name == case.name and other != case and set(other.values) == set(values):
             theirs = run(other, random_case(other))
             assert not torch.equal(mine.trace[0], theirs.trace[0]), str(other)
+
+
+# ---------------------------------------------------------------- observers
+def watching(**changes):
+    """A neuron whose last state is the largest potential it has seen."""
+    options = {
+        "name": "Watched",
+        "inputs": ("x",),
+        "states": ("v", "highest"),
+        "parameters": (),
+        "constants": (),
+        "charge": lambda i, s, p: (0.5 * s[0] + i[0], torch.maximum(s[1], (0.5 * s[0] + i[0]).detach())),
+        "fire": lambda s, p: p.spike(s[0] - 1.0),
+        "reset": lambda s, out, p: (s[0] - out, s[1]),
+        "source": "a test",
+        "observers": ("highest",),
+    }
+    return Neuron(**{**options, **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"observers": ("v",)}, "must be the last of the states"),
+        ({"observers": ("v", "highest")}, "must be the last of the states"),
+        ({"observers": ("other",)}, "must be the last of the states"),
+        ({"fire": lambda s, p: p.spike(s[0] - s[1])}, "something depends on the observers highest"),
+        ({"reset": lambda s, out, p: (s[0] - s[1] * out, s[1])}, "something depends on the observers highest"),
+        ({"charge": lambda i, s, p: (s[0] + s[1] + i[0], s[1])}, "something depends on the observers highest"),
+    ],
+)
+def test_observers_only_watch(changes, text):
+    with pytest.raises(ValueError, match=text):
+        watching(**changes)
+    assert watching().felt == 1 and watching(observers=()).felt == 2
+
+
+@pytest.mark.parametrize("carry", ["after_reset", "before_reset"])
+@pytest.mark.parametrize("trace", [False, True])
+def test_kernels_leave_observers_out_of_the_backward_pass(carry, trace):
+    """The same results, and the same gradients as the torch path, with fewer states to replay."""
+    found = []
+    for neuron, backend in ((watching(), "torch"), (watching(), "cpu"), (watching(observers=()), "cpu")):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.randn(19, 3, 5, generator=generator).requires_grad_()
+        start = torch.randn(3, 5, generator=generator).requires_grad_()
+        result = sequence.run(
+            neuron, x, (start, -torch.inf), {}, spike=surrogate.atan(), carry=carry, trace=trace, backend=backend
+        )
+        loss = (result.output * torch.arange(1.0, 6.0)).sum() + (result.states[0] ** 2).sum()
+        if trace:
+            loss = loss + (result.trace[0] ** 3).sum()
+        found.append([result.output, *result.states, *result.trace, *torch.autograd.grad(loss, (x, start))])
+    for one, other in zip(found[0], found[1], strict=True):
+        assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
+    for one, other in zip(found[1], found[2], strict=True):
+        assert torch.equal(one, other)

@@ -1,0 +1,352 @@
+"""Recurrence with the neuron fused: the product, then one launch, block by block.
+
+:func:`run_whole` is one differentiable operation over the whole sequence for a weight; :func:`run_blocks` takes any
+function as the product, and torch differentiates it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import sequence
+from ..core.neuron import Tensors
+from ..core.reference import Result
+from ..core.surrogate import Surrogate
+from ..kernels import op
+from ..kernels.blocks import Blocks
+from ..kernels.products import Products, gradient
+from .definition import Past, Product, Weight, mean, parts_of, run_reference
+
+
+def _middle(call: sequence.Call, like: Tensor, last: int) -> int:
+    """The plan for all blocks but the last, whose plan is given."""
+    if call.carry == "after_reset":
+        return last
+    # Inside a sequence the reset follows at once; only the end is different.
+    found = sequence.kernels_for(call._replace(carry="after_reset"), like, sequence.backend_of(call, like))
+    assert isinstance(found, int)  # what can run the last block can run the others
+    return found
+
+
+def run_blocks(
+    weight: Weight, history: Tensor, past: Past, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
+) -> Result:
+    """The product as torch differentiates it, then one launch, block by block."""
+    states, values, numbers = sequence.prepared(call, spike, inputs)
+    product, like, many = Product(weight), inputs[0], len(states)
+    middle = _middle(call, like, last)
+    emitted = list(history.unbind(0))
+    outputs: list[Tensor] = []
+    traces: list[list[Tensor]] = []
+    for now in zip(*(x.split(past.block) for x in inputs), strict=True):
+        size = len(now[0])
+        rows = torch.stack(emitted[len(emitted) - past.span :][: past.span if past.lags is not None else size])
+        if past.lags is not None:
+            rows = mean(rows, past.lags).unsqueeze(0)
+        added = product(rows, like)
+        fed = [x + one for x, one in zip(now, added, strict=False)]
+        ends = len(emitted) + size == len(history) + len(like)
+        output, *rest = op.run(last if ends else middle, [*fed, *now[len(added) :]], states, values, numbers)
+        states = tuple(rest[:many])
+        traces.append(rest[many:])
+        outputs.append(output)
+        emitted.extend(output.unbind(0))
+    return Result(torch.cat(outputs), states, tuple(map(torch.cat, zip(*traces, strict=True))))
+
+
+class _Plan(NamedTuple):
+    """What a fused run is made of: kernels for all blocks but the last, and for that one."""
+
+    middle: int
+    last: int
+    span: int
+    block: int
+    inputs: int
+    started: tuple[bool, ...]
+    numbers: tuple[float, ...]
+    call: sequence.Call
+
+    def blocks(self, steps: int) -> list[tuple[int, int, int]]:
+        """First step, end and kernels of every block."""
+        ends = ((start, min(start + self.block, steps)) for start in range(0, steps, self.block))
+        return [(start, end, self.last if end == steps else self.middle) for start, end in ends]
+
+
+def run_whole(
+    weight: Tensor, history: Tensor, past: Past, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
+) -> Result:
+    middle = _middle(call, inputs[0], last)
+    states, values, numbers = sequence.prepared(call, spike, inputs)
+    started = tuple(isinstance(state, Tensor) for state in states)
+    fills = tuple(0.0 if given else state for given, state in zip(started, states, strict=True))
+    plan = _Plan(middle, last, past.span, past.block, len(inputs), started, (*fills, *numbers), call)
+    given = [state for state in states if isinstance(state, Tensor)]
+    lags = None if past.lags is None else past.lags.to(inputs[0].dtype)
+    output, *rest = _Fused.apply(plan, weight, history, lags, *inputs, *given, *values)
+    many = len(states)
+    return Result(output, tuple(rest[:many]), tuple(rest[many:]))
+
+
+def _new(like: Tensor, steps: int, dtype: torch.dtype | None = None) -> Tensor:
+    """An empty sequence of so many steps like those of ``like``."""
+    tensor = torch.empty((steps, *like.shape[1:]), dtype=dtype or like.dtype, device=like.device)
+    op.prefer_huge_pages(tensor)
+    return tensor
+
+
+def _buffer(history: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Room for the history and then the output, like ``x``, in one; and that output, which is no view to autograd."""
+    both = _new(x, len(history) + len(x))
+    both[: len(history)] = history
+    output = both[len(history) :]
+    return both, both.new_empty(0).set_(both.untyped_storage(), output.storage_offset(), output.shape, output.stride())
+
+
+def _flat(x: Tensor) -> Tensor:
+    """The rows of all steps, for the products."""
+    return x.reshape(-1, x.shape[-1])
+
+
+# ---------------------------------------------------------------- means over lags
+
+_AHEAD = 8  # steps whose means are begun together, by one product
+_CHUNK = 16  # steps of one product, where all outputs are known
+
+
+def _band(lags: Tensor, steps: int) -> Tensor:
+    """``[steps, steps + K - 1]``: row i has the weights of lags K to 1 from column i on."""
+    width = steps + len(lags) - 1
+    band = lags.new_zeros(steps, width)
+    band.as_strided((steps, len(lags)), (width + 1, 1)).copy_(lags.flip(0))
+    return band
+
+
+class _Means:
+    """The weighted means of the last K steps, one step after the other.
+
+    Args:
+        lags: ``[K]``.
+        steps: ``[K + T, n]``: K steps before the first, then the others, which may be written later, each before
+            the mean of the next is asked for.
+    """
+
+    def __init__(self, lags: Tensor, steps: Tensor) -> None:
+        self.steps, self.lags = steps, len(lags)
+        self.band = _band(lags, _AHEAD)
+        self.begun = steps.new_empty(_AHEAD, steps.shape[1])
+
+    def at(self, t: int) -> Tensor:
+        """The mean that step ``t`` hears, ``[n]``, valid until the next; to be asked for in order."""
+        i, many = t % _AHEAD, self.lags
+        start = t - i
+        row = self.begun[i : i + 1]
+        if i == 0:
+            # What is known already: the part of all these steps in one product.
+            torch.mm(self.band[:, :many], self.steps[t : t + many], out=self.begun)
+        else:
+            row.addmm_(self.band[i : i + 1, many : many + i], self.steps[start + many : t + many])
+        return row[0]
+
+
+def _of_weight(lags: Tensor | None, heard: Tensor, of_drives: Sequence[Tensor]) -> Tensor:
+    """The gradient of the weight: one product over all steps; ``heard`` is the buffer of history and output."""
+    steps, size = len(of_drives[0]), heard.shape[-1]
+    if lags is None:
+        return torch.cat([gradient(_flat(heard[:steps]), _flat(one)) for one in of_drives])
+    total = heard.new_zeros(len(of_drives) * size, size)
+    band, many = _band(lags, _CHUNK), len(lags)
+    for start in range(0, steps, _CHUNK):
+        now = min(_CHUNK, steps - start)
+        # The means over again: kept, they would take as much room as the outputs.
+        known = heard[start : start + now + many - 1].flatten(1)
+        means = (band[:now, : now + many - 1] @ known).view(-1, size)
+        for part, one in zip(total.split(size), of_drives, strict=True):
+            part.addmm_(_flat(one[start : start + now]).t(), means)
+    return total
+
+
+def _of_lags(many: int, heard: Tensor, sent: Tensor) -> Tensor:
+    """The gradient of the weight of each lag; ``sent`` are the gradients of the means, ``[T, n]``, last step first."""
+    steps, total = len(sent), heard.new_zeros(many)
+    for start in range(0, steps, _CHUNK):
+        now = min(_CHUNK, steps - start)
+        known = heard[start : start + now + many - 1].flatten(1)
+        products = sent[steps - start - now : steps - start].flip(0) @ known.t()
+        # Along the band: step i with the outputs from i on, the oldest first.
+        total += products.as_strided((now, many), (products.shape[1] + 1, 1)).sum(0).flip(0)
+    return total
+
+
+# ---------------------------------------------------------------- the whole sequence
+
+
+class _Fused(torch.autograd.Function):
+    """Blocks of a matrix product per input and one launch of the neuron; back through them in turn."""
+
+    @staticmethod
+    def forward(ctx: Any, plan: _Plan, weight: Tensor, history: Tensor, lags: Tensor | None, *tensors: Tensor) -> Any:
+        ctx.set_materialize_grads(False)
+        inputs = [x.contiguous() for x in tensors[: plan.inputs]]
+        fixed = plan.inputs + sum(plan.started)
+        needs = ctx.needs_input_grad[4:]
+        parts, span, many = parts_of(weight), plan.span, len(plan.started)
+        steps = Blocks(plan.last, inputs[0], tensors[fixed:], plan.numbers[many:], needs[fixed:])
+        length = len(inputs[0])
+        blocks = plan.blocks(length)
+        heard, output = _buffer(history[len(history) - span :], inputs[0])
+        drives = [_new(x, length) for x in inputs[: len(parts)]] + inputs[len(parts) :]
+        traces = [_new(output, length, steps.layout.real) for _ in range(many if plan.call.trace else 0)]
+        save = any(ctx.needs_input_grad)
+        room = len(blocks) + 1 if save else 2  # the states before every block, or only before and after one
+        states = steps.states(room)
+        given = iter(tensors[plan.inputs : fixed])
+        for state, fill, started in zip(states[0], plan.numbers, plan.started, strict=False):
+            state.copy_(next(given)) if started else state.fill_(fill)
+        kept: list[Tensor | None] = []
+        fed = [(_flat(x), _flat(drive), part.t()) for x, drive, part in zip(inputs, drives, parts, strict=False)]
+        past, rows = _flat(heard), output[0].numel() // output.shape[-1]
+        means = None if lags is None else _Means(lags, heard.flatten(1))
+        # A mean of spikes has few zeros.
+        sparse = Products(parts, plan.block * rows) if means is None and Products.serve(weight) else None
+        for number, (start, end, kernels) in enumerate(blocks):
+            here = slice(start * rows, end * rows)
+            source = past[here] if means is None else means.at(start).view(rows, -1)
+            if sparse is None or not sparse.add(source, [x[here] for x, _, _ in fed], [one[here] for _, one, _ in fed]):
+                for x, drive, part in fed:
+                    torch.addmm(x[here], source, part, out=drive[here])
+            checkpoints = steps.checkpoints(end - start) if save and end - start > 1 else None
+            at = start * steps.count
+            steps.forward(
+                kernels,
+                end - start,
+                [drive.data_ptr() + at * steps.io for drive in drives],
+                states[number % room].data_ptr(),
+                output.data_ptr() + at * steps.io,
+                states[(number + 1) % room].data_ptr(),
+                [trace.data_ptr() + at * steps.real for trace in traces],
+                0 if checkpoints is None else checkpoints.data_ptr(),
+            )
+            kept.append(checkpoints)
+        final = [state.clone() for state in states[len(blocks) % room]]
+        if save:
+            ctx.plan = plan
+            ctx.kept = steps, states, kept, heard  # made here and handed to nobody
+            ctx.save_for_backward(weight, history, lags, output, *drives, *tensors)
+        return (output, *final, *traces)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        plan: _Plan = ctx.plan
+        weight, history, lags, output, *rest = ctx.saved_tensors
+        drives, tensors = rest[: plan.inputs], rest[plan.inputs :]
+        needs = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            return None, *_replayed(plan, (weight, history, lags, *tensors), grads, needs)
+        steps, states, kept, heard = ctx.kept
+        parts, span, many, length = parts_of(weight), plan.span, len(plan.started), len(output)
+        of_drives = [_new(drive, length) for drive in drives]
+        fed = [(_flat(one), part) for one, part in zip(of_drives, parts, strict=False)]
+        above = torch.zeros_like(output) if grads[0] is None else grads[0].resolve_neg().contiguous()
+        traces = [
+            torch.zeros_like(output, dtype=states.dtype) if one is None else one.resolve_neg().contiguous()
+            for one in grads[1 + many :]
+        ]
+        # Of the states after and before a block, in turn.
+        of_states = states.new_zeros(2, *states.shape[1:])
+        for state, grad in zip(of_states[0], grads[1 : 1 + many], strict=True):
+            if grad is not None:
+                state.copy_(grad)
+        of_values = steps.gradients()
+        rows = output[0].numel() // output.shape[-1]
+        every, grad = _flat(above), torch.empty_like(above[: plan.block])
+        # Of the means, the last step first, so that what comes back from the K steps after is a mean as well.
+        sent = output.new_zeros(0)
+        if lags is not None:
+            sent = _new(output, length + 2 * span).flatten(1)
+            sent[:span] = sent[span + length :] = 0
+            means = _Means(lags, sent)
+        blocks = plan.blocks(length)
+        for number, (start, end, kernels) in reversed(list(enumerate(blocks))):
+            first, stop = start + span, min(end + span, length)
+            total = above[start:end]
+            if lags is not None:
+                total = torch.add(total[0], means.at(length - end).view_as(total[0]), out=grad[0])
+            elif first < stop:
+                # What this block's output did to the steps that heard it.
+                total = grad[: end - start]
+                flat = _flat(total)
+                flat.copy_(every[start * rows : end * rows])
+                for one, part in fed:
+                    flat[: (stop - first) * rows].addmm_(one[first * rows : stop * rows], part)
+            at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
+            checkpoints = kept[number]
+            steps.backward(
+                kernels,
+                end - start,
+                [drive.data_ptr() + at * steps.io for drive in drives],
+                states[number].data_ptr(),
+                0 if checkpoints is None else checkpoints.data_ptr(),
+                total.data_ptr(),
+                [trace.data_ptr() + at * steps.real for trace in traces],
+                [one.data_ptr() + at * steps.io for one in of_drives],
+                of_states[turn].data_ptr(),
+                of_states[1 - turn].data_ptr(),
+                of_values,
+            )
+            if lags is not None:
+                back = sent[span + length - end].view(rows, -1)
+                back.zero_()
+                for one, part in fed:
+                    back.addmm_(one[start * rows : end * rows], part)
+        grad_weight = _of_weight(lags, heard, of_drives[: len(parts)]) if needs[0] else None
+        grad_history = grad_lags = None
+        if needs[1]:
+            grad_history = torch.zeros_like(history)
+            early = grad_history[len(history) - span :]
+            if lags is not None:
+                for step in range(span):
+                    early[span - 1 - step] = means.at(length + step).view_as(early[0])
+            else:
+                now = min(span, length) * rows
+                for one, part in fed:
+                    _flat(early)[:now].addmm_(one[:now], part)
+        if needs[2]:
+            grad_lags = _of_lags(span, heard, sent[span : span + length])
+        outer = [one if need else None for one, need in zip(of_drives, needs[3:], strict=False)]
+        began = [one for one, started in zip(of_states[len(blocks) % 2], plan.started, strict=True) if started]
+        values = iter(steps.sums(of_values))
+        late = needs[3 + plan.inputs :]
+        inner = [one if need else None for one, need in zip(began, late, strict=False)]
+        inner += [next(values) if need else None for need in late[len(began) :]]
+        return None, grad_weight, grad_history, grad_lags, *outer, *inner
+
+
+def _replayed(
+    plan: _Plan, tensors: Sequence[Any], grads: Sequence[Tensor | None], needs: Sequence[bool]
+) -> list[Tensor | None]:
+    """The gradients with a graph of their own, for second derivatives: the definition over again."""
+    weight, history, lags, *rest = tensors
+    each = iter(rest)
+    inputs = tuple([next(each) for _ in range(plan.inputs)])
+    fills = plan.numbers[: len(plan.started)]
+    states = tuple([next(each) if given else fill for given, fill in zip(plan.started, fills, strict=True)])
+    call = plan.call
+    p = type(call.p)(**{**vars(call.p), **dict(zip(call.tensors, each, strict=True))})
+    past = Past(plan.span, plan.block, lags)
+    result = run_reference(weight, history, past, call._replace(states=states, p=p, fresh=True), inputs)
+    outputs = [result.output, *result.states, *result.trace]
+    pairs = [(one, grad) for one, grad in zip(outputs, grads, strict=True) if grad is not None and one.requires_grad]
+    found = iter(
+        torch.autograd.grad(
+            [one for one, _ in pairs],
+            [tensor for tensor, need in zip(tensors, needs, strict=True) if need],
+            [grad for _, grad in pairs],
+            create_graph=True,
+            allow_unused=True,
+        )
+    )
+    return [next(found) if need else None for need in needs]
