@@ -251,14 +251,15 @@ class Neuron:
 
     def _try_observers(self, inputs: Tensors, states: Tensors, p: Any, found: Tensors) -> None:
         """Refuse observers on which something depends: elsewhere they must leave ``found`` as it is."""
-        elsewhere = (*states[: self.felt], *(state - 7.0 for state in states[self.felt :]))
-        charged = self.charge(inputs, elsewhere, p)
-        output = self.fire(charged, p)
-        after = self.reset(charged, output, p)
-        again = (*charged[: self.felt], output, *after[: self.felt])
-        pairs = zip(found, again, strict=True)
-        if not all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs):
-            raise ValueError(f"{self.name}: something depends on the observers {', '.join(self.observers)}")
+        for distance in (-7.0, 7.0):
+            elsewhere = (*states[: self.felt], *(state + distance for state in states[self.felt :]))
+            charged = self.charge(inputs, elsewhere, p)
+            output = self.fire(charged, p)
+            after = self.reset(charged, output, p)
+            again = (*charged[: self.felt], output, *after[: self.felt])
+            pairs = zip(found, again, strict=True)
+            if not all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs):
+                raise ValueError(f"{self.name}: something depends on the observers {', '.join(self.observers)}")
 
 
 def by_handle(handle: int) -> Neuron:
