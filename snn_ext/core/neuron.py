@@ -239,9 +239,9 @@ class Neuron:
         try:
             charged = checked(self.charge(inputs, states, p), "charge")
             (output,) = checked((self.fire(charged, p),))
-            after = checked(self.reset(charged, output, p), "reset")
+            checked(self.reset(charged, output, p), "reset")
             if self.observers:
-                self._try_observers(inputs, states, p, (*charged[: self.felt], output, *after[: self.felt]))
+                self._try_observers(inputs, states, p)
         except (AttributeError, TypeError) as error:
             undeclared = isinstance(error, AttributeError) and error.obj is p
             what = "reads a name that is not declared" if undeclared else "failed on a trial run"
@@ -249,15 +249,18 @@ class Neuron:
         if any(tensor._version != version for tensor, version in arguments):
             raise ValueError(f"{self.name}: a function writes into its arguments; it must be pure")
 
-    def _try_observers(self, inputs: Tensors, states: Tensors, p: Any, found: Tensors) -> None:
-        """Refuse observers on which something depends: elsewhere they must leave ``found`` as it is."""
-        for distance in (-7.0, 7.0):
+    def _try_observers(self, inputs: Tensors, states: Tensors, p: Any) -> None:
+        """Refuse observers on which something depends: elsewhere they must leave the rest as it is."""
+
+        def found(distance: float) -> Tensors:
             elsewhere = (*states[: self.felt], *(state + distance for state in states[self.felt :]))
             charged = self.charge(inputs, elsewhere, p)
             output = self.fire(charged, p)
-            after = self.reset(charged, output, p)
-            again = (*charged[: self.felt], output, *after[: self.felt])
-            pairs = zip(found, again, strict=True)
+            after = self.reset(charged, torch.ones_like(output), p)
+            return (*charged[: self.felt], output, *after[: self.felt])
+
+        for distance in (-7.0, 7.0):
+            pairs = zip(found(0.0), found(distance), strict=True)
             if not all(torch.allclose(one, other, rtol=0, atol=0, equal_nan=True) for one, other in pairs):
                 raise ValueError(f"{self.name}: something depends on the observers {', '.join(self.observers)}")
 
