@@ -46,8 +46,13 @@ class Blocks:
         self._sought = [value for value, needed in zip(values, learned, strict=True) if needed]
 
     def states(self, many: int) -> Tensor:
-        """Room for so many times all states, ``[many, states, N, *]``."""
-        shape = (many, self.plan.states, *self.layout.shape)
+        """Room for so many times all states without observers, ``[many, states, N, *]``."""
+        shape = (many, self.plan.felt, *self.layout.shape)
+        return torch.empty(shape, dtype=self.layout.real, device=self.device)
+
+    def observers(self) -> Tensor:
+        """Room for the observers before and after a block, ``[2, observers, N, *]``."""
+        shape = (2, self.plan.states - self.plan.felt, *self.layout.shape)
         return torch.empty(shape, dtype=self.layout.real, device=self.device)
 
     def checkpoints(self, steps: int) -> Tensor:
@@ -59,13 +64,17 @@ class Blocks:
         """Room for the gradients of the values that need one, element by element: of a block, and their sums."""
         return torch.zeros((2, len(self._sought), self.count), dtype=self.layout.real, device=self.device)
 
-    def _given(self, inputs: Sequence[int], states: int, many: int) -> list[float]:
+    def _given(self, inputs: Sequence[int], states: Sequence[int]) -> list[float]:
         given: list[float] = []
         for address in inputs:
             given += (address, self.count)
-        for i in range(many):
-            given += (states + i * self.count * self.real, 0.0)
+        for address in states:
+            given += (address, 0.0)
         return given + self._values
+
+    def _each(self, address: int, many: int) -> list[int]:
+        """The addresses of so many states that lie one after the other."""
+        return [address + i * self.count * self.real for i in range(many)]
 
     def forward(
         self,
@@ -73,16 +82,18 @@ class Blocks:
         steps: int,
         inputs: Sequence[int],
         states: int,
+        observers: int,
         output: int,
         final: int,
+        final_observers: int,
         traces: Sequence[int],
         checkpoints: int,
     ) -> None:
         """Launch ``forward`` over a block; all but the first two are addresses, ``checkpoints`` may be 0."""
         plan = op.plan_of(number)
-        given = self._given(inputs, states, plan.states)
-        given.append(output)
-        given += [final + i * self.count * self.real for i in range(plan.states)]
+        felt, others = plan.felt, plan.states - plan.felt
+        given = self._given(inputs, self._each(states, felt) + self._each(observers, others))
+        given += (output, *self._each(final, felt), *self._each(final_observers, others))
         given += traces
         given += (checkpoints, steps, self.count, *self.numbers)
         op.launch(plan, plan.forward, steps, self.count, given, self.device)
@@ -108,7 +119,7 @@ class Blocks:
         """
         plan = op.plan_of(number)
         apart = self.count * self.real
-        given = self._given(inputs, states, plan.felt)
+        given = self._given(inputs, self._each(states, plan.felt))
         given += (checkpoints, grad, self.count)
         for address in grad_traces[: plan.felt]:
             given += (address, self.count)

@@ -203,8 +203,9 @@ class _Fused(torch.autograd.Function):
         save = any(ctx.needs_input_grad)
         room = len(blocks) + 1 if save else 2  # the states before every block, or only before and after one
         states = steps.states(room)
+        observers = steps.observers()
         given = iter(tensors[plan.inputs : fixed])
-        for state, fill, started in zip(states[0], plan.numbers, plan.started, strict=False):
+        for state, fill, started in zip((*states[0], *observers[0]), plan.numbers, plan.started, strict=False):
             state.copy_(next(given)) if started else state.fill_(fill)
         kept: list[Tensor | None] = []
         fed = [(_flat(x), _flat(drive), part.t()) for x, drive, part in zip(inputs, drives, parts, strict=False)]
@@ -225,13 +226,15 @@ class _Fused(torch.autograd.Function):
                 end - start,
                 [drive.data_ptr() + at * steps.io for drive in drives],
                 states[number % room].data_ptr(),
+                observers[number % 2].data_ptr(),
                 output.data_ptr() + at * steps.io,
                 states[(number + 1) % room].data_ptr(),
+                observers[(number + 1) % 2].data_ptr(),
                 [trace.data_ptr() + at * steps.real for trace in traces],
                 0 if checkpoints is None else checkpoints.data_ptr(),
             )
             kept.append(checkpoints)
-        final = [state.clone() for state in states[len(blocks) % room]]
+        final = [state.clone() for state in (*states[len(blocks) % room], *observers[len(blocks) % 2])]
         if save:
             ctx.plan = plan
             ctx.kept = steps, states, kept, heard  # made here and handed to nobody
@@ -257,7 +260,7 @@ class _Fused(torch.autograd.Function):
         ]
         # Of the states after and before a block, in turn.
         of_states = states.new_zeros(2, *states.shape[1:])
-        for state, grad in zip(of_states[0], grads[1 : 1 + many], strict=True):
+        for state, grad in zip(of_states[0], grads[1 : 1 + many], strict=False):
             if grad is not None:
                 state.copy_(grad)
         of_values = steps.gradients()
@@ -317,7 +320,10 @@ class _Fused(torch.autograd.Function):
         if needs[2]:
             grad_lags = _of_lags(span, heard, sent[span : span + length])
         outer = [one if need else None for one, need in zip(of_drives, needs[3:], strict=False)]
-        began = [one for one, started in zip(of_states[len(blocks) % 2], plan.started, strict=True) if started]
+        first = of_states[len(blocks) % 2]
+        began = [
+            one for one, started in zip((*first, *[None] * (many - len(first))), plan.started, strict=True) if started
+        ]
         values = iter(steps.sums(of_values))
         late = needs[3 + plan.inputs :]
         inner = [one if need else None for one, need in zip(began, late, strict=False)]
