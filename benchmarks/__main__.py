@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers.set_defaults(command="layers")
     recurrent = commands.add_parser(
         "recurrent",
-        help="time skip recurrent connections against plain loops, SpikingJelly's container and LSTM; eight minutes",
+        help="time skip recurrent connections against plain loops, SpikingJelly's container and LSTM; minutes",
         description="Check, then time, a layer of LIF neurons with skip recurrent connections. The JSON is described "
         "in benchmarks/recurrent.py. Linux or macOS.",
     )
