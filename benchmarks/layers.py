@@ -1,11 +1,12 @@
 """Speed of the gated synaptic layers: against a plain step loop, ``nn.GRU`` and ``nn.LSTM``.
 
 Each call is forward and backward of one layer without norm and dropout, from its input ``[T, N, D]`` to the
-gradients of its weights. The step loop is the fastest we could write by hand: one product for the inputs
-of all steps, one for both halves of the recurrence in each, temporaries reused where autograd permits. Layer and
-loop are compared in float64 first, and not timed if they differ. In float32, in which they are timed, products of
-different shape round differently; a potential at a level then falls on the other side, and the recurrence carries
-that on: ``unlike`` is how often.
+gradients of its weights; of *v1 cell*, the neurons alone, from gates and candidates ``[T, N, H]`` to the gradients
+of these: in v1 the products of the weights are no part of the recurrence, and alike in every column. The step
+loop is the fastest we could write by hand: one product for the inputs of all steps, one for both halves of the
+recurrence in each, temporaries reused where autograd permits. Layer and loop are compared in float64 first, and not
+timed if they differ. In float32, in which they are timed, products of different shape round differently; a potential
+at a level then falls on the other side, and the recurrence carries that on: ``unlike`` is how often.
 
 A product can skip outputs that are zero, so each shape is timed at two activities: *dense*, random weights, with
 three of four outputs not zero, and *sparse*, the same with a bias that keeps most candidates below zero, with about one
@@ -100,10 +101,10 @@ def columns(
     def fed_loop() -> Tensor:
         return nn.functional.linear(x, outer, bias)
 
-    def v1(mode: Any) -> Callable[[], Tensor]:
+    def v1(mode: Any, given: Callable[[], list[Tensor]] = fed) -> Callable[[], Tensor]:
         spike = MultiBit(mode=mode)
         used = "auto" if mode == "ema_step" else backend
-        return lambda: sequence.run(gated_synaptic(), fed(), values=_VALUES, spike=spike, backend=used).output
+        return lambda: sequence.run(gated_synaptic(), given(), values=_VALUES, spike=spike, backend=used).output
 
     def v2(mode: Any) -> Callable[[], Tensor]:
         spike = MultiBit(mode=mode)
@@ -116,7 +117,12 @@ def columns(
         return lambda: made(x)[0], list(made.parameters())
 
     fixed = MultiBit(mode="fixed")
+    drives = [one.detach().requires_grad_() for one in fed()]
+    both = torch.cat(drives, dim=2).detach().requires_grad_()
     return {
+        "v1 cell step loop": (lambda: step_loop(both, None, fixed), [both]),
+        "v1 cell, range fixed": (v1("fixed", lambda: drives), drives),
+        "v1 cell, ema_sequence": (v1("ema_sequence", lambda: drives), drives),
         "v1 step loop": (lambda: step_loop(fed_loop(), None, fixed), [outer]),
         "v1, range fixed": (v1("fixed"), [outer]),
         "v1, ema_sequence": (v1("ema_sequence"), [outer]),
@@ -166,7 +172,8 @@ def measure(shape: Sequence[int], backend: str, rounds: int, activity: str = "de
         return lambda: torch.autograd.grad(forward(), weights, grad)
 
     found = timing.interleaved({name: call(name) for name in built}, rounds, math.inf)
-    pairs = {f"{name[:2]} step loop / {name}": (f"{name[:2]} step loop", name) for name in built if ", " in name}
+    loops = {name: f"{name.partition(', ')[0]} step loop" for name in built if ", " in name}
+    pairs = {f"{loop} / {name}": (loop, name) for name, loop in loops.items()}
     pairs |= {f"{name} / v2, range fixed": (name, "v2, range fixed") for name in ("nn.GRU", "nn.LSTM")}
     return {
         "shape": list(shape),

@@ -23,8 +23,8 @@ def test_a_quick_run(tmp_path, capsys):
     printed = capsys.readouterr().out
     for case in result["cases"]:
         assert case["shape"] == list(layers.QUICK[0]) and case["unlike"] == {"v1": 0.0, "v2": 0.0}
-        assert len(case["ratios"]) == 8 and all(quartiles[1] > 0 for quartiles in case["ratios"].values())
-        assert len(case["density"]) == 6
+        assert len(case["ratios"]) == 10 and all(quartiles[1] > 0 for quartiles in case["ratios"].values())
+        assert len(case["density"]) == 8
         assert all(figure in printed for figure in case["ratios"])
     # What was written can be read, and says the same.
     assert command_line.main(["layers", "--read", str(path)]) == 0
@@ -46,7 +46,9 @@ def test_targets_are_figures_that_are_measured(tmp_path, capsys):
     quiet = {"load_average": 0.0, "pressure_avg10_percent": None}
     for times, status in ((10.0, 0), (1.0, 1)):
         figures = [
-            f"{name} step loop / {name}, {mode}" for name in ("v1", "v2") for mode in ("range fixed", "ema_sequence")
+            f"{name} step loop / {name}, {mode}"
+            for name in ("v1 cell", "v1", "v2")
+            for mode in ("range fixed", "ema_sequence")
         ]
         usual = {"unlike": {}, "seconds": {}, "density": {}, "ratios": dict.fromkeys(figures, [times] * 3 + [3])}
         result = {
@@ -83,13 +85,14 @@ def test_a_layer_that_is_not_the_loop_is_not_timed(monkeypatch):
 
 
 @pytest.mark.parametrize("shift", layers.ACTIVITIES.values())
-@pytest.mark.parametrize("column", ["v1", "v2"])
+@pytest.mark.parametrize("column", ["v1 cell", "v1", "v2"])
 def test_the_step_loop_has_the_layer_s_gradients(column, shift):
     built = layers.columns((9, 4, 5, 8), "torch", torch.float64, shift)
     grad = torch.randn(9, 4, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(5))
     found = []
     for name in (f"{column} step loop", f"{column}, range fixed"):
         forward, weights = built[name]
-        found.append(torch.autograd.grad(forward(), weights, grad))
+        grads = torch.autograd.grad(forward(), weights, grad)
+        found.append([torch.cat(grads, dim=2)] if column == "v1 cell" else grads)
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
