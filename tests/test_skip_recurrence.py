@@ -892,6 +892,15 @@ def test_refused_products(product, heard, backend):
     assert spike.range == 1 and spike.updates == 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("heard", [1, 3, LAGS])
+@pytest.mark.parametrize("parts", [0, 2])
+def test_refused_parts_of_a_product(parts, heard, backend):
+    """One for each input at most, and one at least."""
+    with pytest.raises(ValueError, match="the recurrent product must"):
+        official(ONES, lambda s: (s,) * parts, heard, backend=backend)
+
+
 @pytest.mark.parametrize("product", [lambda s: s[..., :3], lambda s: s[..., :1], lambda s: s[:1]])
 @pytest.mark.parametrize("choice", [{"span": 1}, {"span": 3}, {"lags": LAGS}], ids=str)
 def test_refused_products_around_a_foreign_step(choice, product):
