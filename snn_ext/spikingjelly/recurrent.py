@@ -192,7 +192,7 @@ class _Container(layer.ElementWiseRecurrentContainer):
         y, rest = self._checked_history(states[0], inputs[0]), states[1:]
         if node is None:
             output, y, after = self._run_foreign(inputs[0], y, rest, keep)
-            return Result(output[0] if single else output, (y, *after))
+            return Result(output[0].clone() if single else output, (y, *after))
         result = connection.run(
             node.neuron,
             inputs,
@@ -205,9 +205,9 @@ class _Container(layer.ElementWiseRecurrentContainer):
             trace=trace,
             **node._settings(),
         )
-        # A history of its own, not a view of the output: the host detaches states in place.
+        # Of their own, not views of each other: they are detached in place.
         after = (result.history.clone(), *result.states)
-        return Result(result.output[0] if single else result.output, after, result.trace)
+        return Result(result.output[0].clone() if single else result.output, after, result.trace)
 
     def _run_foreign(
         self, x: Tensor, y: Tensor, states: Sequence[Any], keep: bool

@@ -350,6 +350,24 @@ def test_other_types(dtype, name, make):
     assert net.y.dtype == torch.float32 and net(x.detach().float()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("name", ["LIF", "host LIF"])
+def test_a_history_follows_the_type_of_the_input(name):
+    """A hidden one any type; one that is passed that of the states, as the host's containers hold one type for all."""
+    net, x = gridded(src(name, step_mode="m")).double(), inputs_of(name, dtype=F64)[0]
+    with torch.no_grad():
+        whole = net(x)
+        functional.reset_net(net)
+        net(x[:4])
+        net.y = net.y.float()
+        assert fires(whole) and same(net(x[4:]), whole[4:]) and net.y.dtype == F64
+        net, x = net.bfloat16(), x.bfloat16()
+        net(x)
+        y, *rest = memories(net)
+        expected = net.functional_forward((x,), (y, *rest))
+        found = net.functional_forward((x,), (y.float(), *rest))
+    assert same(found, expected) and found[1][0].dtype == torch.bfloat16
+
+
 # ---------------------------------------------------------------- the host's own recurrent layer
 
 
@@ -434,7 +452,7 @@ def test_the_history_is_a_tensor_of_its_own(name, step_mode):
     (x,) = inputs_of(name)
     y = net(x if step_mode == "m" else x[0])
     first = net.y
-    assert first.shape == (2, BATCH, SIZE) and first._base is None
+    assert first.shape == (2, BATCH, SIZE) and first._base is None and y._base is None
     assert first.untyped_storage().data_ptr() != y.untyped_storage().data_ptr()
     assert first.untyped_storage().nbytes() == first.numel() * 4
     kept = first.detach().clone()
