@@ -187,8 +187,12 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def reach(span: Span) -> int:
-    """How many outputs a connection remembers."""
-    return span if isinstance(span, int) else span.max_span
+    """How many outputs a connection remembers.
+
+    Raises:
+        ValueError: a span that is neither :class:`Lags` nor a whole number of at least 1.
+    """
+    return span.max_span if isinstance(span, Lags) else check_size("span", span)
 
 
 def _is_plain_linear(product: nn.Module) -> TypeGuard[nn.Linear]:
@@ -236,19 +240,20 @@ def run(
         like = given[0]
         # Under autocast the input comes in another type than the weights.
         weight = product.weight.to(like.dtype) if torch.is_autocast_enabled(like.device.type) else product.weight
-        if product.bias is not None:
+        if product.bias is not None and like.shape[-1:] == (product.in_features,):  # else the weight is refused
             parts = product.bias.to(like.dtype).split(product.in_features)
             given = (*(x + part for x, part in zip(given, parts, strict=False)), *given[len(parts) :])
     elif isinstance(product, nn.Linear) and product.out_features > product.in_features:
         weight = partial(_called, product)
-    if history is not None and isinstance(given[0], Tensor) and history.dtype == state_dtype(given[0]):
+    many = reach(span)
+    if isinstance(history, Tensor) and isinstance(given[0], Tensor) and history.dtype == state_dtype(given[0]):
         history = history.to(given[0].dtype)  # hosts keep all states in one type
     heard = span if isinstance(span, int) else span.now()
     if isinstance(heard, Tensor):
         return recurrence.run_adaptive(neuron, given, weight, heard, states, values, history=history, **settings)
     # Lags that are hard remember all of their outputs, and hear one.
-    if history is None and isinstance(given[0], Tensor) and given[0].dim() > 1:
-        history = given[0].new_zeros((reach(span), *given[0].shape[1:]))
+    if isinstance(given[0], Tensor) and given[0].dim() > 1:
+        history = recurrence.check_history(given[0], history, many, exactly=isinstance(span, Lags))
     return recurrence.run(neuron, given, weight, states, values, span=heard, history=history, block=block, **settings)
 
 
@@ -268,8 +273,7 @@ def run_foreign(
     Raises:
         ValueError: a product, lags or a history that do not fit.
     """
-    if history is None:
-        history = x.new_zeros((reach(span), *x.shape[1:]))
+    history = recurrence.check_history(x, history, reach(span), exactly=isinstance(span, Lags))
     heard = span if isinstance(span, int) else span.now()
 
     def fed(s: Tensor) -> Tensor:

@@ -389,7 +389,9 @@ def _gradients(
 ) -> list[Tensor | None]:
     """Per tensor its gradient, or None where none is needed."""
     if torch.is_grad_enabled():
-        # Second derivatives are asked for: the reference over again gives gradients with a graph.
+        # Second derivatives are asked for: the reference over again gives gradients with a graph. Of names of their
+        # own: where a state was computed from a value that is read here too, each is to have its own part only.
+        tensors = [tensor.view_as(tensor) for tensor in tensors]
         outputs = _replayed(number, tensors, started, numbers)
         pairs = [
             (out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad

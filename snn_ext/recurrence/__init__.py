@@ -21,7 +21,7 @@ from ..core.neuron import Neuron, Tensors, Value
 from ..core.quantize import MultiBit
 from ..core.reference import Carry, Result
 from ..core.surrogate import Surrogate
-from .definition import Past, Weight, mean, run_reference
+from .definition import Past, Weight, check_product, mean, run_reference
 from .fused import run_blocks, run_whole
 
 Block = int | Literal["auto"]
@@ -155,11 +155,13 @@ def run_foreign(
     if lags is not None:
         _check_lags(lags)
         span = len(lags)
-    history = _check_history(x, history, span, exactly=lags is not None)
+    history = check_history(x, history, span, exactly=lags is not None)
     emitted = list(history.unbind(0))
     for now in x.unbind(0):
         s = emitted[-span] if lags is None else mean(torch.stack(emitted[-span:]), lags)
-        emitted.append(step(now + product(s)))
+        added = product(s)
+        check_product(added, now.shape, x)
+        emitted.append(step(now + added))
     return torch.stack(emitted[len(history) :]), torch.stack(emitted[len(emitted) - len(history) :])
 
 
@@ -177,7 +179,7 @@ def _checked(
     inputs = sequence.check_inputs(neuron, inputs, axes=2)
     if not callable(weight) or isinstance(weight, Tensor):
         _check_weight(neuron, inputs, weight)
-    history = _check_history(inputs[0], history, past.span, exactly=past.lags is not None)
+    history = check_history(inputs[0], history, past.span, exactly=past.lags is not None)
     go = partial(_run, weight, history, past)
     if isinstance(spike, MultiBit):
         result = sequence.run_multi_bit(go, neuron, inputs, states, values, spike, settings)
@@ -185,7 +187,8 @@ def _checked(
         result = go(neuron, inputs, states, values, spike, settings)
     many = len(history)
     latest = result.output if len(result.output) >= many else torch.cat((history, result.output))
-    return RecurrentResult(*result, latest[len(latest) - many :])
+    # A copy: a view would keep the whole output, and change with it.
+    return RecurrentResult(*result, latest[len(latest) - many :].clone())
 
 
 def _run(
@@ -242,7 +245,12 @@ def _check_weight(neuron: Neuron, inputs: Tensors, weight: Any) -> None:
         )
 
 
-def _check_history(x: Tensor, history: Tensor | None, span: int, exactly: bool) -> Tensor:
+def check_history(x: Tensor, history: Tensor | None, span: int, exactly: bool) -> Tensor:
+    """The history for an input, zeros where it is ``None``; more than ``span`` outputs unless ``exactly``.
+
+    Raises:
+        ValueError: it does not fit.
+    """
     shape = (span, *x.shape[1:])
     if history is None:
         return x.new_zeros(shape)

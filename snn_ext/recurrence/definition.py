@@ -34,11 +34,20 @@ def parts_of(weight: Tensor) -> Tensors:
     return weight.split(weight.shape[1])
 
 
+def check_product(found: Tensor, shape: Sequence[int], like: Tensor) -> None:
+    """Refuse a product that would only broadcast; ``like`` is the input ``[T, N, *]``."""
+    if tuple(found.shape) != tuple(shape):
+        raise ValueError(
+            f"the recurrent product must be like the input, {list(like.shape[1:])}, got one of "
+            f"shape {list(found.shape)}"
+        )
+
+
 class Product:
     """From outputs ``[N, *]`` or ``[B, N, *]`` to what is added to each input of the neuron."""
 
-    def __init__(self, weight: Weight) -> None:
-        self.weight = weight
+    def __init__(self, weight: Weight, inputs: int = 1) -> None:
+        self.weight, self.inputs = weight, inputs
         self.parts = [part.t() for part in parts_of(weight)] if isinstance(weight, Tensor) else []
 
     def __call__(self, s: Tensor, like: Tensor) -> Tensors:
@@ -47,12 +56,11 @@ class Product:
         several = s.dim() == like.dim()
         found = self.weight(s.flatten(0, 1) if several else s)
         fed = (found,) if isinstance(found, Tensor) else tuple(found)
+        if not 1 <= len(fed) <= self.inputs:
+            raise ValueError(f"the recurrent product must have a part for each of {self.inputs} inputs, got {len(fed)}")
+        rows = s.shape[0] * s.shape[1] if several else s.shape[0]
         for one in fed:
-            if one.shape[1:] != like.shape[2:]:
-                raise ValueError(
-                    f"the recurrent product must be like the input, {list(like.shape[1:])}, got one of "
-                    f"shape {list(one.shape)}"
-                )
+            check_product(one, (rows, *like.shape[2:]), like)
         return tuple([one.unflatten(0, s.shape[:2]) for one in fed]) if several else fed
 
 
@@ -61,7 +69,7 @@ def run_reference(weight: Weight, history: Tensor, past: Past, call: sequence.Ca
     like = inputs[0]
     first = like.detach()[0] if len(like) else like.new_empty(like.shape[1:])
     emitted = list(history.unbind(0))
-    product = Product(weight)
+    product = Product(weight, len(inputs))
 
     def heard(start: int) -> Iterator[Tensors]:
         """The products of the block of steps from ``start`` on."""

@@ -37,7 +37,7 @@ def run_blocks(
 ) -> Result:
     """The product as torch differentiates it, then one launch, block by block."""
     states, values, numbers = sequence.prepared(call, spike, inputs)
-    product, like, many = Product(weight), inputs[0], len(states)
+    product, like, many = Product(weight, len(inputs)), inputs[0], len(states)
     middle = _middle(call, like, last)
     emitted = list(history.unbind(0))
     outputs: list[Tensor] = []
@@ -335,6 +335,8 @@ def _replayed(
     plan: _Plan, tensors: Sequence[Any], grads: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> list[Tensor | None]:
     """The gradients with a graph of their own, for second derivatives: the definition over again."""
+    # Names of their own: a history was perhaps computed from the weight, and each is to have its own part only.
+    tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
     weight, history, lags, *rest = tensors
     each = iter(rest)
     inputs = tuple([next(each) for _ in range(plan.inputs)])
