@@ -205,8 +205,8 @@ class _Container(layer.ElementWiseRecurrentContainer):
             trace=trace,
             **node._settings(),
         )
-        # Of their own, not views of each other: they are detached in place.
-        after = (result.history.clone(), *result.states)
+        after = (result.history, *result.states)
+        # Of its own, not a view: it is detached in place.
         return Result(result.output[0].clone() if single else result.output, after, result.trace)
 
     def _run_foreign(
