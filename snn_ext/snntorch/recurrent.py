@@ -45,7 +45,7 @@ def _states_of(neuron: Any) -> tuple[str, ...]:
     if neuron.inhibition:
         raise ValueError(f"{name}: inhibition masks what the connection would hear; leave it out")
     factor = neuron.graded_spikes_factor
-    if factor.numel() != 1 or factor.item() != 1:
+    if factor.device.type != "meta" and (factor.numel() != 1 or factor.item() != 1):
         raise ValueError(f"{name}: graded_spikes_factor must be 1 inside a recurrent connection; scale its weights")
     return neuron.state_names
 
@@ -201,7 +201,7 @@ class _Recurrent(SequenceNeuron):
         run = self._run_foreign if self._foreign else self._run
         result, history = run(given, own, history, single, trace)
         # Of their own, not views of each other: training loops detach them in place.
-        final = (*result.states, (history[0] if self._reach == 1 else history).clone())
+        final = (*result.states, history[0].clone() if self._reach == 1 else history)
         traces = (*result.trace, self._pasts(past, result.output)) if trace else ()
         return Result(result.output[0].clone() if single else result.output, final, traces)
 
@@ -244,11 +244,6 @@ class _Recurrent(SequenceNeuron):
         traces: list[tuple[Tensor, ...]] = []
 
         def step(driven: Tensor) -> Tensor:
-            if driven.shape != like.shape:
-                raise ValueError(
-                    f"the recurrent product must be like the input, {list(like.shape)}; with the input it has shape "
-                    f"{list(driven.shape)}"
-                )
             found = neuron(driven)
             spk = (found[0] if isinstance(found, tuple) else found).to(x.dtype)
             if spk.shape != like.shape:
@@ -393,7 +388,8 @@ class SkipRecurrent(_Recurrent):
     In the first two cases the gradients are equal too with ``LIF(..., detach_reset=True)``.
 
     What the module does not have itself is the neuron's, to read and to set: ``module.mem``, ``module.init_hidden``,
-    ``module.backend``. A neuron of snnTorch or of yours runs step by step in torch, also in :meth:`sequence`.
+    ``module.backend``. Put hooks on the module: a neuron of this package is not called itself, its equations run with
+    the connection. One of snnTorch or of yours is called, step by step, also in :meth:`sequence`.
 
     Example::
 

@@ -237,8 +237,9 @@ def test_around_a_neuron_of_the_host_is_the_loop(name, hidden, connection):
     spk = found if hidden else found[0]
     assert_mixed(expected)
     assert identical(spk, expected)
-    for state in module.state_names[1:]:
-        torch.testing.assert_close(getattr(module, state), getattr(alone, state), rtol=0, atol=1e-5)
+    inner = module.state_names[1:]
+    close([getattr(module, state) for state in inner], [getattr(alone, state) for state in inner], 1e-5)
+    assert hidden or all(one is getattr(module, state) for one, state in zip(found[-len(inner) :], inner, strict=True))
     leaves = [x, module.recurrent.weight]
     close(*(torch.autograd.grad((one * x).sum(), leaves) for one in (spk, expected)), 1e-4)
 
@@ -324,7 +325,7 @@ def test_steps_sequence_and_chunks_agree(name, connection):
     bound = 1e-5 if name in HOSTS else 1e-12
     x = data(name, STEPS, BATCH, dtype=dtype)
     results = []
-    for lengths in ([STEPS], [1] * STEPS, [4, 1, 6], [0, 2, 9]):
+    for lengths in ([STEPS], [1] * STEPS, [4, 1, 6], [2, 0, 9]):
         module = make(name, connection, dtype)
         parts = [whole(module, part) for part in zip(*(one.split(lengths) for one in x), strict=True)]
         leaves = [p for p in module.parameters() if p.requires_grad and (connection == "soft" or len(p.shape) > 1)]
@@ -478,6 +479,26 @@ def test_blocks_and_kernels_compute_the_same(connection):
     expected = make("LIF", connection).sequence(x)
     for other in (make("LIF", connection, product={"block": 1}), make("LIF", connection, backend="auto")):
         close(other.sequence(x), expected)
+
+
+@pytest.mark.parametrize(("block", "calls"), [("auto", 4), (2, 6), (1, 11)])
+def test_a_block_is_one_product(block, calls):
+    module = make("LIF", "span 3", product={"block": block})
+    seen = []
+    module.recurrent.register_forward_hook(lambda _, args, out: seen.append(len(args[0])))
+    module.sequence(data("LIF", STEPS, BATCH)[0])
+    assert len(seen) == calls and sum(seen) == STEPS * BATCH
+
+
+def test_state_quant_acts_on_every_step():
+    module = make("LIF", "span 3", state_quant=lambda mem: (4 * mem).round() / 4)
+    alone = copy.deepcopy(module.neuron)
+    x = data("LIF", STEPS, BATCH)[0]
+    expected = by_hand("LIF", "span 3", module.recurrent, x, lambda now: alone(now)[0])
+    spk, _, mem = module.sequence(x)
+    close([spk, mem], [expected, alone.mem])
+    assert torch.equal(4 * mem, (4 * mem).round())
+    assert_mixed(spk)
 
 
 # ---------------------------------------------------------------- RLeaky
@@ -745,6 +766,15 @@ def test_copies_go_on_by_themselves(name, connection):
         close(whole(untouched, more), expected, 0.0)
     type(module).reset_hidden()
     assert not any(state.any() for state in states(untouched))
+
+
+def test_a_module_can_be_made_and_loaded_on_the_meta_device():
+    loaded = make("LIF", "soft", torch.float32)
+    with torch.device("meta"):
+        module = ASRC(LIF(0.5, backend="torch"), SIZE, 4, mode="soft")
+    module.load_state_dict(loaded.state_dict(), strict=True, assign=True)
+    x = data("LIF", STEPS, BATCH, dtype=torch.float32)[0]
+    close(module.sequence(x), loaded.sequence(x), 0.0)
 
 
 def test_what_it_has_not_itself_is_the_neurons():
@@ -1056,3 +1086,5 @@ def test_aliases_and_the_order_of_arguments():
     assert module.recurrent.in_features == 4 and module.max_span == 6 and isinstance(module.lags, Lags)
     assert module.lags.temperature == 0.5 and module.lags.temperature_decay == 0.9
     assert SkipRecurrent(LIF(0.5), 4, 6).span == 6
+    module = AdaptiveSkipRecurrent(LIF(0.5), 4, 6, 0.5, temperature_min=0.45, mode="soft", freeze_when_onehot=True)
+    assert module.lags.temperature_min == 0.45 and module.lags.mode == "soft" and module.lags.freeze_when_onehot
