@@ -181,19 +181,20 @@ def _processor() -> str:
     return f"{platform.machine()} {platform.processor()} {features}"
 
 
-def library(text: str) -> ctypes.CDLL:
-    """Any C++ text, compiled with the kernels' flags or taken from the cache, and loaded."""
+def library(text: str, more: tuple[str, ...] = ()) -> ctypes.CDLL:
+    """Any C++ text, compiled with the kernels' flags and ``more``, or taken from the cache, and loaded."""
     command, about = _compiler()
-    file = kept([text, *command, *_FLAGS, about, _processor()], ".so", partial(_compile, command, text))
+    flags = (*_FLAGS, *more)
+    file = kept([text, *command, *flags, about, _processor()], ".so", partial(_compile, command, flags, text))
     return ctypes.CDLL(str(file))
 
 
-def _compile(command: Sequence[str], text: str, built: Path) -> None:
+def _compile(command: Sequence[str], flags: Sequence[str], text: str, built: Path) -> None:
     source = built.with_suffix(".cpp")
     source.write_text(text)
     errors = ""
     for openmp in ("-fopenmp", "-fopenmp-simd"):  # not every compiler has the threads
-        arguments = [*command, *_FLAGS, openmp, str(source), "-o", str(built)]
+        arguments = [*command, *flags, openmp, str(source), "-o", str(built)]
         done = subprocess.run(arguments, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode == 0 and built.exists():
             return

@@ -86,46 +86,55 @@ extern "C" void product(const real* s, ll rows, ll from, ll to, ll parts, const 
   }
 }
 
-// gradient [to, from] = g^T s for g [rows, to] and s [rows, from]; returns whether g is finite. Each column of sums
-// belongs to one thread, so the order of additions does not depend on their number. sums: room for columns * from *
-// COLUMNS, zero; scratch: per thread ROWS * (2 from + COLUMNS) + from reals, an index as large as a real.
-extern "C" int gradient(const real* s, const real* g, ll rows, ll from, ll to, real* result, real* sums,
-                        real* scratch, int threads) {
+// Per part p: result[p] [to, from] = g[p]^T s for g[p] [rows, to] and s [rows, from]; returns whether all g are
+// finite. A column of sums belongs to one thread, and all rows are added to it in turn, so the result does not depend
+// on the number of threads. Room: sums for parts * columns * from * COLUMNS and tiles for parts * columns * ROWS *
+// COLUMNS, both zero; index and value for from * ROWS, many for from.
+extern "C" int gradient(const real* s, ll rows, ll from, ll to, ll parts, const real* const* g, real* const* result,
+                        real* sums, int* index, real* value, int* many, real* tiles, int threads) {
   const ll columns = columns_of(to);
   int proper = 1;
-  #pragma omp parallel for num_threads(threads) if (threads > 1) schedule(static) reduction(&& : proper)
-  for (ll part = 0; part < threads; ++part) {
-    real* value = scratch + part * (ROWS * (2 * from + COLUMNS) + from);
-    real* tile = value + ROWS * from;
-    int* index = (int*)(tile + ROWS * COLUMNS);
-    int* many = (int*)((real*)index + ROWS * from);
+  #pragma omp parallel num_threads(threads) if (threads > 1) reduction(&& : proper)
+  {
     for (ll start = 0; start < rows; start += ROWS) {
       const ll now = rows - start < ROWS ? rows - start : ROWS;
-      for (ll j = 0; j < from; ++j) many[j] = 0;
-      for (ll r = 0; r < now; ++r) {
-        const real* row = s + (start + r) * from;
-        for (ll j = 0; j < from; ++j)
-          if (row[j] != 0) {
-            const ll at = j * ROWS + many[j]++;
+      // The rows of g into columns; and where the nonzeros of every column of s are.
+      #pragma omp for schedule(static) nowait
+      for (ll r = 0; r < now; ++r)
+        for (ll p = 0; p < parts; ++p) {
+          const real* row = g[p] + (start + r) * to;
+          proper = proper && finite(row, to);
+          for (ll b = 0; b < columns; ++b) {
+            real* tile = tiles + ((p * columns + b) * ROWS + r) * COLUMNS;
+            const int width = (int)(to - b * COLUMNS < COLUMNS ? to - b * COLUMNS : COLUMNS);
+            for (int c = 0; c < width; ++c) tile[c] = row[b * COLUMNS + c];
+          }
+        }
+      #pragma omp for schedule(static)
+      for (ll first = 0; first < from; first += 16) {
+        const ll end = first + 16 < from ? first + 16 : from;
+        for (ll j = first; j < end; ++j) many[j] = 0;
+        for (ll r = 0; r < now; ++r)
+          for (ll j = first; j < end; ++j) {
+            const real v = s[(start + r) * from + j];
+            const ll at = j * ROWS + many[j];
             index[at] = (int)r;
-            value[at] = row[j];
+            value[at] = v;
+            many[j] += v != 0;
           }
       }
-      for (ll b = part; b < columns; b += threads) {
-        const int width = (int)(to - b * COLUMNS < COLUMNS ? to - b * COLUMNS : COLUMNS);
-        for (ll r = 0; r < now; ++r) {
-          const real* from_g = g + (start + r) * to + b * COLUMNS;
-          for (int c = 0; c < width; ++c) tile[r * COLUMNS + c] = from_g[c];
-          for (int c = width; c < COLUMNS; ++c) tile[r * COLUMNS + c] = 0;
-        }
-        proper = proper && finite(tile, now * COLUMNS);
+      #pragma omp for schedule(static)
+      for (ll each = 0; each < parts * columns; ++each)
         for (ll j = 0; j < from; ++j)
-          add_rows(sums + (b * from + j) * COLUMNS, index + j * ROWS, value + j * ROWS, many[j], tile);
-      }
+          add_rows(sums + (each * from + j) * COLUMNS, index + j * ROWS, value + j * ROWS, many[j],
+                   tiles + each * ROWS * COLUMNS);
     }
-    for (ll b = part; b < columns; b += threads)
+    #pragma omp for schedule(static)
+    for (ll each = 0; each < parts * columns; ++each) {
+      const ll p = each / columns, b = each % columns;
       for (int c = 0; c < COLUMNS && b * COLUMNS + c < to; ++c)
-        for (ll j = 0; j < from; ++j) result[(b * COLUMNS + c) * from + j] = sums[(b * from + j) * COLUMNS + c];
+        for (ll j = 0; j < from; ++j) result[p][(b * COLUMNS + c) * from + j] = sums[(each * from + j) * COLUMNS + c];
+    }
   }
   return proper;
 }

@@ -18,7 +18,7 @@ from ..core.reference import Result
 from ..core.surrogate import Surrogate
 from ..kernels import op
 from ..kernels.blocks import Blocks
-from ..kernels.products import Products, gradient
+from ..kernels.products import Products, gradients
 from .definition import Past, Product, Weight, mean, parts_of, run_reference
 
 
@@ -156,7 +156,7 @@ def _of_weight(lags: Tensor | None, heard: Tensor, of_drives: Sequence[Tensor]) 
     """The gradient of the weight: one product over all steps; ``heard`` is the buffer of history and output."""
     steps, size = len(of_drives[0]), heard.shape[-1]
     if lags is None:
-        return torch.cat([gradient(_flat(heard[:steps]), _flat(one)) for one in of_drives])
+        return torch.cat(gradients(_flat(heard[:steps]), [_flat(one) for one in of_drives]))
     total = heard.new_zeros(len(of_drives) * size, size)
     band, many = _band(lags, _CHUNK), len(lags)
     for start in range(0, steps, _CHUNK):
@@ -281,10 +281,12 @@ class _Fused(torch.autograd.Function):
             elif first < stop:
                 # What this block's output did to the steps that heard it.
                 total = grad[: end - start]
-                flat = _flat(total)
-                flat.copy_(every[start * rows : end * rows])
-                for one, part in fed:
-                    flat[: (stop - first) * rows].addmm_(one[first * rows : stop * rows], part)
+                flat, direct = _flat(total), every[start * rows : end * rows]
+                reached = (stop - first) * rows
+                flat[reached:] = direct[reached:]
+                for i, (one, part) in enumerate(fed):
+                    now = flat[:reached] if i else direct[:reached]
+                    torch.addmm(now, one[first * rows : stop * rows], part, out=flat[:reached])
             at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
             checkpoints = kept[number]
             steps.backward(
