@@ -452,6 +452,20 @@ def test_the_past_is_nobody_elses_memory(name, connection):
     assert torch.equal(module(x[1]), other(x[1]))
 
 
+@pytest.mark.parametrize("name", ["LIF", "Leaky"])
+@every_connection
+def test_an_empty_sequence_returns_the_states_and_changes_nothing(name, connection):
+    module = make(name, connection, torch.float32)
+    empty = data(name, 0, BATCH, dtype=torch.float32)[0]
+    assert not any(one.any() for one in module.sequence(empty))
+    spk, *kept = module.sequence(data(name, STEPS, BATCH, dtype=torch.float32)[0])
+    before = everything(module)
+    output, *same = module.sequence(empty)
+    assert output.shape == (0, BATCH, SIZE) and unchanged(module, before)
+    close(same, kept, 0.0)
+    assert all(one.any() for one in (spk, *kept))
+
+
 def test_hard_lags_and_soft_ones_go_on_from_one_past():
     """Training, evaluation in chunks shorter than the window, training: each hears the last K outputs."""
     module = make("LIF", "soft")
@@ -738,6 +752,7 @@ def test_state_dict_round_trip(name, connection):
     assert not torch.equal(other.recurrent.weight, module.recurrent.weight)
     other.load_state_dict(torch.load(buffer), strict=True)
     assert all(torch.equal(one, other.state_dict()[key]) for key, one in module.state_dict().items())
+    assert "_reset_mechanism" not in vars(other)  # it is the neuron's
     keys = {key for key in module.state_dict() if not key.startswith("neuron.")}
     lags = {"lags.logits", "lags.temperature"} if REACH[connection] == 4 else set()
     assert keys == {"recurrent.weight"} | lags
