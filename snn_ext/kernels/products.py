@@ -1,8 +1,8 @@
 """Products with spikes on the CPU that skip the zeros, where these are many.
 
 A dense product does not see that most spikes are zero. Below a share of nonzeros that was measured (two threads,
-256 to 550 neurons: with 15 % of them 1.6 to 2.3 times as fast forward, and still 1.2 times with 30 %; 1.3 to 2.3 times
-with 5 % for the gradient of the weight, level at 15 to 25 %) adding the rows of the nonzeros is faster. What is chosen
+256 to 550 neurons: with 15 % of them 1.3 to 2.3 times as fast forward, level at 25 to 40 %; 1.3 to 2.3 times with 5 %
+for the gradient of the weight, level at 15 to 25 %) adding the rows of the nonzeros is faster. What is chosen
 depends on the outputs alone, not on the number of threads.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from . import cpu
 
-FORWARD, BACKWARD = 0.3, 0.15
+FORWARD, BACKWARD = 0.2, 0.15
 """The share of nonzeros below which the product, and the gradient of the weight, skip the zeros."""
 _C_TYPES = {torch.float32: "float", torch.float64: "double"}
 _COLUMN = 256  # bytes of a column's row

@@ -218,6 +218,8 @@ def _unfused(call: sequence.Call, like: Tensor) -> str | None:
         return "recurrent layers are not fused under a dispatch mode (fake tensors, make_fx)"
     if like.dtype == torch.float16:
         return "recurrent layers are not fused in float16"
+    if torch.compiler.is_compiling() and len(like) == 1:
+        return "torch.compile takes a single step as it stands, into one graph"
     if call.trace and call.carry == "before_reset":
         return "the potentials before reset of every step of a recurrent layer are not recorded by kernels"
     return None

@@ -79,6 +79,7 @@ class _Plan(NamedTuple):
 def run_whole(
     weight: Tensor, history: Tensor, past: Past, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
 ) -> Result:
+    """As :func:`run_blocks`, for a weight: one differentiable operation, forward and backward."""
     middle = _middle(call, inputs[0], last)
     states, values, numbers = sequence.prepared(call, spike, inputs)
     started = tuple(isinstance(state, Tensor) for state in states)
@@ -208,29 +209,39 @@ class _Fused(torch.autograd.Function):
         for state, fill, started in zip((*states[0], *observers[0]), plan.numbers, plan.started, strict=False):
             state.copy_(next(given)) if started else state.fill_(fill)
         kept: list[Tensor | None] = []
-        fed = [(_flat(x), _flat(drive), part.t()) for x, drive, part in zip(inputs, drives, parts, strict=False)]
-        past, rows = _flat(heard), output[0].numel() // output.shape[-1]
+        rows = output[0].numel() // output.shape[-1]
+        # Views of all blocks at once: made one by one they would take as long as small products.
+        size = plan.block * rows
+        given_rows = [_flat(x).split(size) for x in inputs[: len(parts)]]
+        drive_rows = [_flat(drive).split(size) for drive in drives[: len(parts)]]
+        heard_rows = _flat(heard)[: length * rows].split(size)
+        transposed = [part.t() for part in parts]
         means = None if lags is None else _Means(lags, heard.flatten(1))
         # A mean of spikes has few zeros.
-        sparse = Products(parts, plan.block * rows) if means is None and Products.serve(weight) else None
+        sparse = Products(parts, size) if means is None and Products.serve(weight) else None
+        at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
+        at_observers = [one.data_ptr() for one in observers]
+        at_drives, at_output = [drive.data_ptr() for drive in drives], output.data_ptr()
+        at_traces = [trace.data_ptr() for trace in traces]
         for number, (start, end, kernels) in enumerate(blocks):
-            here = slice(start * rows, end * rows)
-            source = past[here] if means is None else means.at(start).view(rows, -1)
-            if sparse is None or not sparse.add(source, [x[here] for x, _, _ in fed], [one[here] for _, one, _ in fed]):
-                for x, drive, part in fed:
-                    torch.addmm(x[here], source, part, out=drive[here])
+            source = heard_rows[number] if means is None else means.at(start).view(rows, -1)
+            now = [one[number] for one in given_rows]
+            to = [one[number] for one in drive_rows]
+            if sparse is None or not sparse.add(source, now, to):
+                for x, drive, part in zip(now, to, transposed, strict=True):
+                    torch.addmm(x, source, part, out=drive)
             checkpoints = steps.checkpoints(end - start) if save and end - start > 1 else None
             at = start * steps.count
             steps.forward(
                 kernels,
                 end - start,
-                [drive.data_ptr() + at * steps.io for drive in drives],
-                states[number % room].data_ptr(),
-                observers[number % 2].data_ptr(),
-                output.data_ptr() + at * steps.io,
-                states[(number + 1) % room].data_ptr(),
-                observers[(number + 1) % 2].data_ptr(),
-                [trace.data_ptr() + at * steps.real for trace in traces],
+                [drive + at * steps.io for drive in at_drives],
+                at_states + number % room * apart,
+                at_observers[number % 2],
+                at_output + at * steps.io,
+                at_states + (number + 1) % room * apart,
+                at_observers[(number + 1) % 2],
+                [trace + at * steps.real for trace in at_traces],
                 0 if checkpoints is None else checkpoints.data_ptr(),
             )
             kept.append(checkpoints)
@@ -252,7 +263,6 @@ class _Fused(torch.autograd.Function):
         steps, states, kept, heard = ctx.kept
         parts, span, many, length = parts_of(weight), plan.span, len(plan.started), len(output)
         of_drives = [_new(drive, length) for drive in drives]
-        fed = [(_flat(one), part) for one, part in zip(of_drives, parts, strict=False)]
         above = torch.zeros_like(output) if grads[0] is None else grads[0].resolve_neg().contiguous()
         traces = [
             torch.zeros_like(output, dtype=states.dtype) if one is None else one.resolve_neg().contiguous()
@@ -265,48 +275,58 @@ class _Fused(torch.autograd.Function):
                 state.copy_(grad)
         of_values = steps.gradients()
         rows = output[0].numel() // output.shape[-1]
-        every, grad = _flat(above), torch.empty_like(above[: plan.block])
+        fed = [(_flat(one), part) for one, part in zip(of_drives, parts, strict=False)]
+        of_rows = [one.split(rows * plan.block) for one, _ in fed]
+        every, grad = _flat(above).split(rows * plan.block), torch.empty_like(above[: plan.block])
+        flat = _flat(grad)
         # Of the means, the last step first, so that what comes back from the K steps after is a mean as well.
         sent = output.new_zeros(0)
         if lags is not None:
             sent = _new(output, length + 2 * span).flatten(1)
             sent[:span] = sent[span + length :] = 0
-            means = _Means(lags, sent)
+            means, sent_rows = _Means(lags, sent), sent.view(-1, output.shape[-1]).split(rows)
+        at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
+        at_drives, at_above = [drive.data_ptr() for drive in drives], above.data_ptr()
+        at_traces, at_of_drives = [trace.data_ptr() for trace in traces], [one.data_ptr() for one in of_drives]
+        at_of_states = [one.data_ptr() for one in of_states]
         blocks = plan.blocks(length)
         for number, (start, end, kernels) in reversed(list(enumerate(blocks))):
-            first, stop = start + span, min(end + span, length)
-            total = above[start:end]
-            if lags is not None:
-                total = torch.add(total[0], means.at(length - end).view_as(total[0]), out=grad[0])
-            elif first < stop:
-                # What this block's output did to the steps that heard it.
-                total = grad[: end - start]
-                flat, direct = _flat(total), every[start * rows : end * rows]
-                reached = (stop - first) * rows
-                flat[reached:] = direct[reached:]
-                for i, (one, part) in enumerate(fed):
-                    now = flat[:reached] if i else direct[:reached]
-                    torch.addmm(now, one[first * rows : stop * rows], part, out=flat[:reached])
+            first, reached = start + span, (min(end + span, length) - start - span) * rows
             at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
+            total = at_above + at * steps.io
+            if lags is not None:
+                torch.add(every[number], means.at(length - end).view(rows, -1), out=flat)
+                total = grad.data_ptr()
+            elif reached > 0:
+                # What this block's output did to the steps that heard it.
+                total = grad.data_ptr()
+                for i, (one, part) in enumerate(fed):
+                    whole = plan.block == span and reached == len(flat)
+                    heard_by = of_rows[i][number + 1] if whole else one[first * rows : first * rows + reached]
+                    now = flat[:reached] if i else every[number][:reached]
+                    torch.addmm(now, heard_by, part, out=flat[:reached])
+                flat[reached : (end - start) * rows] = every[number][reached:]
             checkpoints = kept[number]
             steps.backward(
                 kernels,
                 end - start,
-                [drive.data_ptr() + at * steps.io for drive in drives],
-                states[number].data_ptr(),
+                [drive + at * steps.io for drive in at_drives],
+                at_states + number * apart,
                 0 if checkpoints is None else checkpoints.data_ptr(),
-                total.data_ptr(),
-                [trace.data_ptr() + at * steps.real for trace in traces],
-                [one.data_ptr() + at * steps.io for one in of_drives],
-                of_states[turn].data_ptr(),
-                of_states[1 - turn].data_ptr(),
+                total,
+                [trace + at * steps.real for trace in at_traces],
+                [one + at * steps.io for one in at_of_drives],
+                at_of_states[turn],
+                at_of_states[1 - turn],
                 of_values,
             )
             if lags is not None:
-                back = sent[span + length - end].view(rows, -1)
-                back.zero_()
-                for one, part in fed:
-                    back.addmm_(one[start * rows : end * rows], part)
+                back = sent_rows[span + length - end]
+                for i, (_, part) in enumerate(fed):
+                    if i:
+                        back.addmm_(of_rows[i][number], part)
+                    else:
+                        torch.mm(of_rows[i][number], part, out=back)
         grad_weight = _of_weight(lags, heard, of_drives[: len(parts)]) if needs[0] else None
         grad_history = grad_lags = None
         if needs[1]:
