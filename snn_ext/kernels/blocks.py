@@ -14,6 +14,43 @@ from torch import Tensor
 
 from . import op
 
+Move = tuple[int, int, int, int, int, int]
+"""Of an address among arguments: its place, where it is for element 0 of step 0, bytes from step to step and from
+element to element, after how many steps it is there again, and how many it is ahead."""
+
+
+class _Moving:
+    """Arguments of a launch over a step, as they are put together."""
+
+    def __init__(self, steps: Blocks) -> None:
+        self.steps = steps
+        self.arguments: list[float] = []
+        self.moves: list[Move] = []
+
+    def _add(self, address: int, step: int, size: int, period: int, ahead: int) -> None:
+        self.moves.append((len(self.arguments), address, step, size, period, ahead))
+        self.arguments.append(address)
+
+    def step(self, address: int, size: int) -> None:
+        """One step for all."""
+        self._add(address, 0, size, 1, 0)
+
+    def sequence(self, one: Tensor) -> None:
+        """A sequence ``[T, N, *]``."""
+        size = one.element_size()
+        self._add(one.data_ptr(), self.steps.count * size, size, len(one), 0)
+
+    def state(self, states: Tensor, i: int, period: int, ahead: int) -> None:
+        """State number ``i`` of ``[period, states, N, *]``."""
+        real, count = self.steps.real, self.steps.count
+        self._add(states.data_ptr() + i * count * real, states.shape[1] * count * real, real, period, ahead)
+
+    def values(self, given: Sequence[float]) -> None:
+        """Addresses of values, and whether each has one for every element."""
+        for address, each in zip(given[::2], given[1::2], strict=True):
+            self._add(int(address), 0, self.steps.real if each else 0, 1, 0)
+            self.arguments.append(each)
+
 
 class Blocks:
     """The launches over one sequence.
@@ -133,6 +170,67 @@ class Blocks:
         op.launch(plan, plan.backward(self.learned)["backward"], steps, self.count, given, self.device)
         if self._sought:
             total.add_(part)
+
+    # ------------------------------------------------------------ for a loop over steps that is not here
+
+    def moving_forward(
+        self, inputs: Sequence[Tensor], states: Tensor, observers: Tensor, output: Tensor, traces: Sequence[Tensor]
+    ) -> tuple[list[float], list[Move]]:
+        """The arguments of ``forward`` over one step, and how they move; as :meth:`forward`, all of a sequence."""
+        made = _Moving(self)
+        for one in inputs:
+            made.sequence(one)
+            made.arguments.append(self.count)
+        for now in (0, 1):
+            for i in range(self.plan.felt):
+                made.state(states, i, len(states), now)
+                made.arguments += () if now else (0.0,)
+            for i in range(self.plan.states - self.plan.felt):
+                made.state(observers, i, 2, now)
+                made.arguments += () if now else (0.0,)
+            if not now:
+                made.values(self._values)
+                made.sequence(output)
+        for one in traces:
+            made.sequence(one)
+        return [*made.arguments, 0, 1, self.count, *self.numbers], made.moves
+
+    def moving_backward(
+        self,
+        inputs: Sequence[Tensor],
+        states: Tensor,
+        grad: Tensor,
+        grad_traces: Sequence[Tensor],
+        grad_inputs: Sequence[Tensor],
+        grad_states: Tensor,
+        gradients: Tensor,
+    ) -> tuple[list[float], list[Move]]:
+        """As :meth:`moving_forward`, for ``backward``.
+
+        ``grad`` is of one step. ``grad_states`` are ``[2, states, N, *]``, those after and before a step in turn;
+        those after the last are in the first.
+        """
+        made = _Moving(self)
+        for one in inputs:
+            made.sequence(one)
+            made.arguments.append(self.count)
+        for i in range(self.plan.felt):
+            made.state(states, i, len(states), 0)
+            made.arguments.append(0.0)
+        made.values(self._values)
+        made.arguments.append(0)
+        made.step(grad.data_ptr(), self.io)
+        made.arguments.append(self.count)
+        for one in (*grad_traces[: self.plan.felt], *grad_inputs):
+            made.sequence(one)
+            made.arguments.append(self.count)
+        length = len(inputs[0])
+        for i in range(self.plan.felt):
+            for now in (length - 1, length):
+                made.state(grad_states, i, 2, now)
+        for i in range(len(self._sought)):
+            made.step(gradients[0, i].data_ptr(), self.real)
+        return [*made.arguments, 1, self.count, *self.numbers], made.moves
 
     def sums(self, gradients: Tensor) -> list[Tensor]:
         """The gradients of the values that need one, over all blocks, in the values' shapes."""

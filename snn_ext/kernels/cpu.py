@@ -61,13 +61,13 @@ class Function:
     """
 
     def __init__(self, launch: Any, signature: str, work: tuple[int, ...]) -> None:
-        self._launch, self._work = launch, work
-        self._pack = struct.Struct(signature).pack
+        self.launcher, self._work = launch, work
+        self.pack = struct.Struct(signature).pack
 
     def __call__(self, grid: tuple[int], block: tuple[int], arguments: tuple[float, ...], device: torch.device) -> None:
         """Run and return when done."""
         work = math.prod(arguments[i] for i in self._work)
-        self._launch(grid[0], block[0], threads(work), self._pack(*arguments))
+        self.launcher(grid[0], block[0], threads(work), self.pack(*arguments))
 
 
 def threads(work: float) -> int:

@@ -30,8 +30,9 @@ _long = ctypes.c_longlong
 
 
 @cache
-def _library(dtype: torch.dtype) -> Any:
-    text = Path(__file__).with_name("products.cpp").read_text()
+def library(dtype: torch.dtype) -> Any:
+    """The compiled functions of :file:`recurrent.cpp` for float32 or float64."""
+    text = Path(__file__).with_name("recurrent.cpp").read_text()
     # Products are torch's to round elsewhere; here a multiplication and its addition may be one.
     loaded = cpu.library(f"#define real {_C_TYPES[dtype]}\n{text}", ("-ffp-contract=fast",))
     loaded.nonzeros.argtypes, loaded.nonzeros.restype = [_address, _long], _long
@@ -39,6 +40,9 @@ def _library(dtype: torch.dtype) -> Any:
     loaded.product.argtypes = [_address, *[_long] * 4, *[_address] * 6, ctypes.c_int]
     loaded.product.restype = None
     loaded.gradient.argtypes = [_address, *[_long] * 4, *[_address] * 7, ctypes.c_int]
+    loaded.forward_steps.argtypes = [_address] * 4
+    loaded.backward_steps.argtypes = [*[_address] * 7, _long]
+    loaded.forward_steps.restype = loaded.backward_steps.restype = None
     return loaded
 
 
@@ -53,7 +57,7 @@ class Products:
     def __init__(self, parts: Sequence[Tensor], rows: int) -> None:
         first = parts[0]
         self.size, self.parts = first.shape[1], len(parts)
-        self.library = _library(first.dtype)
+        self.library = library(first.dtype)
         columns = -(-self.size // (_COLUMN // first.element_size()))
         self.packed = first.new_empty(self.parts, columns, self.size, _COLUMN // first.element_size())
         weights = [part.detach().contiguous() for part in parts]
@@ -99,8 +103,8 @@ def gradients(s: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
     """``g^T s``, ``[H, H]``, for every ``g`` of ``parts`` and spikes ``s``, contiguous ``[rows, H]``."""
     size = s.shape[1]
     if Products.serve(s):
-        library = _library(s.dtype)
-        count = library.nonzeros(s.data_ptr(), s.numel())
+        compiled = library(s.dtype)
+        count = compiled.nonzeros(s.data_ptr(), s.numel())
         if count <= BACKWARD * s.numel():
             many = len(parts)
             threads = cpu.threads(count * size * many / _LANES)
@@ -111,7 +115,7 @@ def gradients(s: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
             index, value = torch.empty(size * _ROWS, dtype=torch.int32), s.new_empty(size * _ROWS)
             counts = torch.empty(size, dtype=torch.int32)
             pointers = _address * many
-            proper = library.gradient(
+            proper = compiled.gradient(
                 s.data_ptr(),
                 len(s),
                 size,

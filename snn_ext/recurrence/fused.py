@@ -19,6 +19,7 @@ from ..core.surrogate import Surrogate
 from ..kernels import op
 from ..kernels.blocks import Blocks
 from ..kernels.products import Products, gradients
+from ..kernels.steps import Loop, serve
 from .definition import Past, Product, Weight, mean, parts_of, run_reference
 
 
@@ -185,6 +186,127 @@ def _of_lags(many: int, heard: Tensor, sent: Tensor) -> Tensor:
 # ---------------------------------------------------------------- the whole sequence
 
 
+def _forward_blocks(
+    plan: _Plan,
+    parts: Tensors,
+    lags: Tensor | None,
+    inputs: Sequence[Tensor],
+    drives: Sequence[Tensor],
+    steps: Blocks,
+    states: Tensor,
+    observers: Tensor,
+    heard: Tensor,
+    output: Tensor,
+    traces: Sequence[Tensor],
+    save: bool,
+) -> list[Tensor | None]:
+    """Block by block, forward; returns the checkpoints inside each."""
+    length, rows, room = len(output), output[0].numel() // output.shape[-1], len(states)
+    kept: list[Tensor | None] = []
+    # Views of all blocks at once: made one by one they would take as long as small products.
+    size = plan.block * rows
+    given_rows = [_flat(x).split(size) for x in inputs[: len(parts)]]
+    drive_rows = [_flat(drive).split(size) for drive in drives[: len(parts)]]
+    heard_rows = _flat(heard)[: length * rows].split(size)
+    transposed = [part.t() for part in parts]
+    means = None if lags is None else _Means(lags, heard.flatten(1))
+    # A mean of spikes has few zeros.
+    sparse = Products(parts, size) if means is None and Products.serve(parts[0]) else None
+    at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
+    at_observers = [one.data_ptr() for one in observers]
+    at_drives, at_output = [drive.data_ptr() for drive in drives], output.data_ptr()
+    at_traces = [trace.data_ptr() for trace in traces]
+    for number, (start, end, kernels) in enumerate(plan.blocks(length)):
+        source = heard_rows[number] if means is None else means.at(start).view(rows, -1)
+        now = [one[number] for one in given_rows]
+        to = [one[number] for one in drive_rows]
+        if sparse is None or not sparse.add(source, now, to):
+            for x, drive, part in zip(now, to, transposed, strict=True):
+                torch.addmm(x, source, part, out=drive)
+        checkpoints = steps.checkpoints(end - start) if save and end - start > 1 else None
+        at = start * steps.count
+        steps.forward(
+            kernels,
+            end - start,
+            [drive + at * steps.io for drive in at_drives],
+            at_states + number % room * apart,
+            at_observers[number % 2],
+            at_output + at * steps.io,
+            at_states + (number + 1) % room * apart,
+            at_observers[(number + 1) % 2],
+            [trace + at * steps.real for trace in at_traces],
+            0 if checkpoints is None else checkpoints.data_ptr(),
+        )
+        kept.append(checkpoints)
+    return kept
+
+
+def _backward_blocks(
+    plan: _Plan,
+    fed: Sequence[tuple[Tensor, Tensor]],
+    lags: Tensor | None,
+    drives: Sequence[Tensor],
+    steps: Blocks,
+    states: Tensor,
+    kept: Sequence[Tensor | None],
+    above: Tensor,
+    traces: Sequence[Tensor],
+    of_drives: Sequence[Tensor],
+    of_states: Tensor,
+    of_values: Tensor,
+    sent: Tensor,
+) -> None:
+    """Block by block, back; ``fed`` are the rows of ``of_drives`` that heard something, and what they heard it by."""
+    span, length, rows = plan.span, len(above), above[0].numel() // above.shape[-1]
+    of_rows = [one.split(rows * plan.block) for one, _ in fed]
+    every, grad = _flat(above).split(rows * plan.block), torch.empty_like(above[: plan.block])
+    flat = _flat(grad)
+    if lags is not None:
+        means, sent_rows = _Means(lags, sent), sent.view(-1, above.shape[-1]).split(rows)
+    at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
+    at_drives, at_above = [drive.data_ptr() for drive in drives], above.data_ptr()
+    at_traces, at_of_drives = [trace.data_ptr() for trace in traces], [one.data_ptr() for one in of_drives]
+    at_of_states = [one.data_ptr() for one in of_states]
+    blocks = plan.blocks(length)
+    for number, (start, end, kernels) in reversed(list(enumerate(blocks))):
+        first, reached = start + span, (min(end + span, length) - start - span) * rows
+        at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
+        total = at_above + at * steps.io
+        if lags is not None:
+            torch.add(every[number], means.at(length - end).view(rows, -1), out=flat)
+            total = grad.data_ptr()
+        elif reached > 0:
+            # What this block's output did to the steps that heard it.
+            total = grad.data_ptr()
+            for i, (one, part) in enumerate(fed):
+                whole = plan.block == span and reached == len(flat)
+                heard_by = of_rows[i][number + 1] if whole else one[first * rows : first * rows + reached]
+                now = flat[:reached] if i else every[number][:reached]
+                torch.addmm(now, heard_by, part, out=flat[:reached])
+            flat[reached : (end - start) * rows] = every[number][reached:]
+        checkpoints = kept[number]
+        steps.backward(
+            kernels,
+            end - start,
+            [drive + at * steps.io for drive in at_drives],
+            at_states + number * apart,
+            0 if checkpoints is None else checkpoints.data_ptr(),
+            total,
+            [trace + at * steps.real for trace in at_traces],
+            [one + at * steps.io for one in at_of_drives],
+            at_of_states[turn],
+            at_of_states[1 - turn],
+            of_values,
+        )
+        if lags is not None:
+            back = sent_rows[span + length - end]
+            for i, (_, part) in enumerate(fed):
+                if i:
+                    back.addmm_(of_rows[i][number], part)
+                else:
+                    torch.mm(of_rows[i][number], part, out=back)
+
+
 class _Fused(torch.autograd.Function):
     """Blocks of a matrix product per input and one launch of the neuron; back through them in turn."""
 
@@ -208,47 +330,19 @@ class _Fused(torch.autograd.Function):
         given = iter(tensors[plan.inputs : fixed])
         for state, fill, started in zip((*states[0], *observers[0]), plan.numbers, plan.started, strict=False):
             state.copy_(next(given)) if started else state.fill_(fill)
-        kept: list[Tensor | None] = []
         rows = output[0].numel() // output.shape[-1]
-        # Views of all blocks at once: made one by one they would take as long as small products.
-        size = plan.block * rows
-        given_rows = [_flat(x).split(size) for x in inputs[: len(parts)]]
-        drive_rows = [_flat(drive).split(size) for drive in drives[: len(parts)]]
-        heard_rows = _flat(heard)[: length * rows].split(size)
-        transposed = [part.t() for part in parts]
-        means = None if lags is None else _Means(lags, heard.flatten(1))
-        # A mean of spikes has few zeros.
-        sparse = Products(parts, size) if means is None and Products.serve(weight) else None
-        at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
-        at_observers = [one.data_ptr() for one in observers]
-        at_drives, at_output = [drive.data_ptr() for drive in drives], output.data_ptr()
-        at_traces = [trace.data_ptr() for trace in traces]
-        for number, (start, end, kernels) in enumerate(blocks):
-            source = heard_rows[number] if means is None else means.at(start).view(rows, -1)
-            now = [one[number] for one in given_rows]
-            to = [one[number] for one in drive_rows]
-            if sparse is None or not sparse.add(source, now, to):
-                for x, drive, part in zip(now, to, transposed, strict=True):
-                    torch.addmm(x, source, part, out=drive)
-            checkpoints = steps.checkpoints(end - start) if save and end - start > 1 else None
-            at = start * steps.count
-            steps.forward(
-                kernels,
-                end - start,
-                [drive + at * steps.io for drive in at_drives],
-                at_states + number % room * apart,
-                at_observers[number % 2],
-                at_output + at * steps.io,
-                at_states + (number + 1) % room * apart,
-                at_observers[(number + 1) % 2],
-                [trace + at * steps.real for trace in at_traces],
-                0 if checkpoints is None else checkpoints.data_ptr(),
-            )
-            kept.append(checkpoints)
+        kept: list[Tensor | None] = [None] * len(blocks)
+        loop = None
+        if plan.block == 1 and serve(steps, weight, length):
+            loop = Loop(steps, plan.middle, plan.last, weight, length, rows, span, lags)
+            loop.forward(inputs[: len(parts)], drives, states, observers, heard, output, traces)
+        else:
+            made = steps, states, observers, heard, output, traces
+            kept = _forward_blocks(plan, parts, lags, inputs, drives, *made, save)
         final = [state.clone() for state in (*states[len(blocks) % room], *observers[len(blocks) % 2])]
         if save:
             ctx.plan = plan
-            ctx.kept = steps, states, kept, heard  # made here and handed to nobody
+            ctx.kept = steps, states, kept, heard, loop  # made here and handed to nobody
             ctx.save_for_backward(weight, history, lags, output, *drives, *tensors)
         return (output, *final, *traces)
 
@@ -260,7 +354,7 @@ class _Fused(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *_replayed(plan, (weight, history, lags, *tensors), grads, needs)
-        steps, states, kept, heard = ctx.kept
+        steps, states, kept, heard, loop = ctx.kept
         parts, span, many, length = parts_of(weight), plan.span, len(plan.started), len(output)
         of_drives = [_new(drive, length) for drive in drives]
         above = torch.zeros_like(output) if grads[0] is None else grads[0].resolve_neg().contiguous()
@@ -276,65 +370,28 @@ class _Fused(torch.autograd.Function):
         of_values = steps.gradients()
         rows = output[0].numel() // output.shape[-1]
         fed = [(_flat(one), part) for one, part in zip(of_drives, parts, strict=False)]
-        of_rows = [one.split(rows * plan.block) for one, _ in fed]
-        every, grad = _flat(above).split(rows * plan.block), torch.empty_like(above[: plan.block])
-        flat = _flat(grad)
         # Of the means, the last step first, so that what comes back from the K steps after is a mean as well.
         sent = output.new_zeros(0)
         if lags is not None:
             sent = _new(output, length + 2 * span).flatten(1)
             sent[:span] = sent[span + length :] = 0
-            means, sent_rows = _Means(lags, sent), sent.view(-1, output.shape[-1]).split(rows)
-        at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
-        at_drives, at_above = [drive.data_ptr() for drive in drives], above.data_ptr()
-        at_traces, at_of_drives = [trace.data_ptr() for trace in traces], [one.data_ptr() for one in of_drives]
-        at_of_states = [one.data_ptr() for one in of_states]
-        blocks = plan.blocks(length)
-        for number, (start, end, kernels) in reversed(list(enumerate(blocks))):
-            first, reached = start + span, (min(end + span, length) - start - span) * rows
-            at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
-            total = at_above + at * steps.io
-            if lags is not None:
-                torch.add(every[number], means.at(length - end).view(rows, -1), out=flat)
-                total = grad.data_ptr()
-            elif reached > 0:
-                # What this block's output did to the steps that heard it.
-                total = grad.data_ptr()
-                for i, (one, part) in enumerate(fed):
-                    whole = plan.block == span and reached == len(flat)
-                    heard_by = of_rows[i][number + 1] if whole else one[first * rows : first * rows + reached]
-                    now = flat[:reached] if i else every[number][:reached]
-                    torch.addmm(now, heard_by, part, out=flat[:reached])
-                flat[reached : (end - start) * rows] = every[number][reached:]
-            checkpoints = kept[number]
-            steps.backward(
-                kernels,
-                end - start,
-                [drive + at * steps.io for drive in at_drives],
-                at_states + number * apart,
-                0 if checkpoints is None else checkpoints.data_ptr(),
-                total,
-                [trace + at * steps.real for trace in at_traces],
-                [one + at * steps.io for one in at_of_drives],
-                at_of_states[turn],
-                at_of_states[1 - turn],
-                of_values,
+        if loop is not None:
+            loop.backward(drives, states, above, traces, of_drives, of_states, of_values, sent)
+        else:
+            _backward_blocks(
+                plan, fed, lags, drives, steps, states, kept, above, traces, of_drives, of_states, of_values, sent
             )
-            if lags is not None:
-                back = sent_rows[span + length - end]
-                for i, (_, part) in enumerate(fed):
-                    if i:
-                        back.addmm_(of_rows[i][number], part)
-                    else:
-                        torch.mm(of_rows[i][number], part, out=back)
         grad_weight = _of_weight(lags, heard, of_drives[: len(parts)]) if needs[0] else None
         grad_history = grad_lags = None
         if needs[1]:
             grad_history = torch.zeros_like(history)
             early = grad_history[len(history) - span :]
             if lags is not None:
+                oldest_first = lags.flip(0).unsqueeze(0)
                 for step in range(span):
-                    early[span - 1 - step] = means.at(length + step).view_as(early[0])
+                    early[span - 1 - step] = (oldest_first @ sent[length + step : length + step + span]).view_as(
+                        early[0]
+                    )
             else:
                 now = min(span, length) * rows
                 for one, part in fed:
@@ -342,7 +399,7 @@ class _Fused(torch.autograd.Function):
         if needs[2]:
             grad_lags = _of_lags(span, heard, sent[span : span + length])
         outer = [one if need else None for one, need in zip(of_drives, needs[3:], strict=False)]
-        first = of_states[len(blocks) % 2]
+        first = of_states[len(plan.blocks(length)) % 2]
         began = [
             one for one, started in zip((*first, *[None] * (many - len(first))), plan.started, strict=True) if started
         ]
