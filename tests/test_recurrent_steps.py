@@ -1,0 +1,142 @@
+"""Three ways through a fused recurrent layer compute the same: the compiled loop, blocks in Python, plain torch."""
+
+import pytest
+import torch
+
+from snn_ext import recurrence
+from snn_ext.core import surrogate
+from snn_ext.core.quantize import MultiBit
+from snn_ext.kernels import cpu, products
+from snn_ext.neurons import gated_synaptic, lif
+from snn_ext.recurrence import fused
+
+F32, F64 = torch.float32, torch.float64
+STEPS, BATCH, SIZE, LAGS = 13, 5, 70, 4  # neurons of more than one column, and not of whole vectors
+
+
+def grid(*shape, scale=1.0, dtype=F64):
+    """Numbers of which sums lose nothing."""
+    return (torch.randn(shape, dtype=F64) * scale * 4096).round().div(4096).to(dtype)
+
+
+def results(case, dtype=F64, backend="cpu", exact=False, rate=1.0):
+    """Everything a call returns, and every gradient."""
+    torch.manual_seed(0)
+    neuron = gated_synaptic() if case == "gated" else lif(decay_input=False, reset="soft")
+    inputs = [(grid(STEPS, BATCH, SIZE, dtype=dtype) * rate).requires_grad_() for _ in neuron.inputs]
+    weight = grid(SIZE * len(inputs), SIZE, scale=0.125, dtype=dtype).requires_grad_()
+    states = [grid(BATCH, SIZE, scale=0.25, dtype=dtype).requires_grad_() for _ in neuron.states]
+    history = torch.rand(LAGS, BATCH, SIZE, dtype=F64).lt(0.2 * rate).to(dtype).requires_grad_()
+    leaves = [*inputs, weight, history, *states]
+    options = {"history": history, "backend": backend, "carry": "before_reset" if case == "before" else "after_reset"}
+    if case == "gated":
+        per_neuron = (1 + grid(SIZE, scale=0.125, dtype=dtype).abs().clamp(max=0.5)).requires_grad_()
+        values = {"alpha": 0.5, "mask": per_neuron, "v_threshold": 0.0}
+        leaves.append(per_neuron)
+        options["spike"] = MultiBit(levels=8, dead_zone=1, mode="ema_sequence")
+    else:
+        tau = torch.tensor(2.0, dtype=dtype).requires_grad_()
+        values = {"tau": tau, "v_threshold": 1.0, "v_reset": 0.0}
+        leaves.append(tau)
+        options["spike"] = surrogate.triangle()
+    if case == "traced":
+        options["trace"] = True
+    if case == "lags":
+        lags = torch.zeros(LAGS, dtype=dtype) if exact else torch.rand(LAGS, dtype=F64).softmax(0).to(dtype)
+        if exact:
+            lags[2] = 1.0
+        leaves.append(lags.requires_grad_())
+        result = recurrence.run_adaptive(neuron, inputs, weight, lags, states, values, **options)
+    else:
+        result = recurrence.run(
+            neuron, inputs, weight, states, values, span=LAGS if case == "wide" else 1, block=1, **options
+        )
+    found = [result.output, *result.states, *result.trace, result.history]
+    loss = sum((one * torch.linspace(0.5, 1.5, one.numel(), dtype=dtype).view_as(one)).sum() for one in found)
+    return [*(one.detach() for one in found), *torch.autograd.grad(loss, leaves)]
+
+
+CASES = ["vanilla", "before", "traced", "wide", "lags", "gated"]
+
+
+@pytest.fixture
+def looped(monkeypatch):
+    """How often the compiled loop ran."""
+    ran = []
+    forward = fused.Loop.forward
+    monkeypatch.setattr(fused.Loop, "forward", lambda *args: (ran.append(1), forward(*args))[1])
+    return ran
+
+
+@pytest.mark.parametrize("rate", [1.0, 0.25])
+@pytest.mark.parametrize("case", CASES)
+def test_the_loop_is_blocks_in_python_is_torch(case, rate, looped, monkeypatch):
+    found = [results(case, rate=rate)]
+    assert looped == [1]
+    monkeypatch.setattr(fused, "serve", lambda *_: False)
+    found.append(results(case, rate=rate))
+    found.append(results(case, rate=rate, backend="torch"))
+    assert looped == [1]
+    for other in found[1:]:
+        assert len(other) == len(found[0])
+        for ours, theirs in zip(found[0], other, strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("case", CASES)
+def test_threads_change_nothing(case, dtype, looped, monkeypatch):
+    """On numbers whose sums are exact; the gradients are not, and go through the same products row by row."""
+    monkeypatch.setattr(cpu, "_GRAIN", 0)
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(results(case, dtype, exact=True))
+    finally:
+        torch.set_num_threads(before)
+    assert len(looped) == 3
+    outputs = 1 + (case == "gated")
+    for other in found[1:]:
+        for i, (ours, theirs) in enumerate(zip(found[0], other, strict=True)):
+            if i < outputs and case != "gated":
+                assert torch.equal(ours, theirs)
+            torch.testing.assert_close(ours, theirs, rtol=1e-4 if dtype == F32 else 1e-11, atol=1e-4)
+
+
+def test_short_sequences_and_hidden_blas_take_blocks(looped, monkeypatch):
+    x, weight = torch.randn(3, 2, 4), torch.eye(4)
+    options = {"values": {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}, "spike": surrogate.atan(), "backend": "cpu"}
+    recurrence.run(lif(), x, weight, **options)
+    assert not looped
+    recurrence.run(lif(), torch.randn(9, 2, 4), weight, **options)
+    assert looped == [1]
+    from snn_ext.kernels import steps
+
+    monkeypatch.setattr(steps, "_gemm", lambda dtype: None)
+    recurrence.run(lif(), torch.randn(9, 2, 4), weight, **options)
+    assert looped == [1]
+
+
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize("size", [1, 7, 64, 130])
+@pytest.mark.parametrize("rows", [1, 3, 300])
+def test_sparse_products_are_products(rows, size, dtype, monkeypatch):
+    monkeypatch.setattr(products, "FORWARD", 1.0)
+    monkeypatch.setattr(products, "BACKWARD", 1.0)
+    parts = [torch.randn(size, size, dtype=dtype) for _ in range(2)]
+    x = [torch.randn(rows, size, dtype=dtype) for _ in parts]
+    g = [torch.randn(rows, size, dtype=dtype) for _ in parts]
+    for share in (0.0, 0.1, 1.0):
+        s = torch.rand(rows, size, dtype=dtype).lt(share).to(dtype)
+        out = [torch.empty_like(one) for one in x]
+        assert products.Products(parts, rows).add(s, x, out)
+        for one, part, found in zip(x, parts, out, strict=True):
+            torch.testing.assert_close(found, one + s @ part.t())
+        for one, found in zip(g, products.gradients(s, g), strict=True):
+            torch.testing.assert_close(found, one.t() @ s, rtol=1e-4, atol=1e-4)
+    parts[0][0, 0] = torch.inf
+    assert not products.Products(parts, rows).add(s, x, out)
+    g[1][-1, -1] = torch.nan
+    assert products.gradients(torch.zeros_like(s), g)[1].isnan().any()
