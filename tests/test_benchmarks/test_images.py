@@ -31,11 +31,6 @@ def npm(monkeypatch, images_package):
     return calls
 
 
-def expect(monkeypatch, path):
-    monkeypatch.setattr(data, "IMAGES_SHA256", data._sha256(path.read_bytes()))
-    return path
-
-
 def test_the_expected_package_is_named_in_full():
     assert len(data.IMAGES_SHA256) == 64 and data.IMAGES_SHA256.startswith("3fb5bb11")
 
@@ -128,22 +123,20 @@ def test_another_form_is_refused(texts, reason, pack):
 
 
 @pytest.mark.usefixtures("no_pip", "images_package")
-def test_a_folder_in_the_place_of_a_file_is_refused(tmp_path, monkeypatch):
-    with tarfile.open(tmp_path / "other.tgz", "w:gz") as archive:
+def test_a_folder_in_the_place_of_a_file_is_refused(pack):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w:gz") as archive:
         member = tarfile.TarInfo(data.IMAGES_MEMBER.format(0))
         member.type = tarfile.DIRTYPE
         archive.addfile(member, io.BytesIO())
     with pytest.raises(DataError, match="is no file"):
-        images(expect(monkeypatch, tmp_path / "other.tgz"))
+        images(pack(file.getvalue()))
 
 
 @pytest.mark.usefixtures("no_pip")
 @pytest.mark.parametrize("content", [None, b"", b"no archive"], ids=["missing", "empty", "no archive"])
-def test_the_command_ends_with_one_error(content, images_package, tmp_path, monkeypatch, capsys):
-    path = tmp_path / "other.tgz"
-    if content is not None:
-        path.write_bytes(content)
-        expect(monkeypatch, path)
+def test_the_command_ends_with_one_error(content, images_package, pack, tmp_path, capsys):
+    path = tmp_path / "other.tgz" if content is None else pack(content)
     status = command_line.main(["skip", "--data", str(path), "--json", str(tmp_path / "skip.json")])
     error = capsys.readouterr().err
     assert status == 1 and error.startswith("error: the handwritten digits could not be had: ") and COMMAND in error
