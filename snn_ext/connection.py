@@ -21,6 +21,7 @@ from .recurrence import Block, RecurrentResult
 
 Mode = Literal["auto", "soft", "hard"]
 _MODES = ("auto", "soft", "hard")
+_TINY = torch.finfo(torch.float32).tiny  # below it a temperature would be zero
 
 
 def check_size(name: str, value: Any) -> int:
@@ -32,6 +33,16 @@ def check_size(name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
     return value
+
+
+def check_block(block: Any, span: int) -> None:
+    """Refuse how many steps are to be computed at once, if they feed each other.
+
+    Raises:
+        ValueError: neither ``"auto"`` nor a whole number from 1 to ``span``.
+    """
+    if block != "auto" and check_size("block", block) > span:
+        raise ValueError(f"block must not exceed span {span}, the steps that do not feed each other, got {block}")
 
 
 def all_to_all(features: int, bias: bool = False, parts: int = 1) -> nn.Linear:
@@ -112,8 +123,8 @@ class Lags(nn.Module):
         super().__init__()
         check_size("max_span", max_span)
         for name, value, low in (
-            ("temperature", temperature, math.ulp(0.0)),
-            ("temperature_decay", temperature_decay, math.ulp(0.0)),
+            ("temperature", temperature, _TINY),
+            ("temperature_decay", temperature_decay, _TINY),
             ("temperature_min", temperature_min, 0.0),
         ):
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value < math.inf:
@@ -144,7 +155,7 @@ class Lags(nn.Module):
 
     def weights(self) -> Tensor:
         """``softmax(logits / temperature)``, ``[K]``, the weight of lag 1 first."""
-        # From the largest on: the quotients stay finite for every temperature.
+        # From the largest on: no quotient is infinite upwards, whatever the temperature.
         return ((self.logits - self.logits.detach().max()) / self.temperature).softmax(0)
 
     @torch.no_grad()
@@ -171,8 +182,7 @@ class Lags(nn.Module):
     @torch.no_grad()
     def step_temperature(self) -> None:
         """Multiply the temperature by its decay, down to its minimum; once per epoch."""
-        least = torch.finfo(self.temperature.dtype).tiny  # a quotient by zero would be no number
-        self.temperature.mul_(self.temperature_decay).clamp_(min=max(self.temperature_min, least))
+        self.temperature.mul_(self.temperature_decay).clamp_(min=max(self.temperature_min, _TINY))
 
     def extra_repr(self) -> str:
         """Every option."""
@@ -198,7 +208,7 @@ def reach(span: Span) -> int:
 def _is_plain_linear(product: nn.Module) -> TypeGuard[nn.Linear]:
     """Whether a module is nothing but its weight and bias, which can be taken instead of calling it."""
     plain = type(product) is nn.Linear and product.in_features and product.out_features % product.in_features == 0
-    return bool(plain) and not any(getattr(product, name) for name in _HOOKS)
+    return bool(plain) and "forward" not in vars(product) and not any(getattr(product, name) for name in _HOOKS)
 
 
 def _called(product: nn.Linear, s: Tensor) -> tuple[Tensor, ...]:
@@ -275,15 +285,6 @@ def run_foreign(
     """
     history = recurrence.check_history(x, history, reach(span), exactly=isinstance(span, Lags))
     heard = span if isinstance(span, int) else span.now()
-
-    def fed(s: Tensor) -> Tensor:
-        found = product(s)
-        if found.shape != s.shape:  # it would broadcast
-            raise ValueError(
-                f"the recurrent product must be like the input, {list(s.shape)}, got one of shape {list(found.shape)}"
-            )
-        return found
-
     if isinstance(heard, Tensor):
-        return recurrence.run_foreign(step, x, fed, lags=heard, history=history)
-    return recurrence.run_foreign(step, x, fed, span=heard, history=history)
+        return recurrence.run_foreign(step, x, product, lags=heard, history=history)
+    return recurrence.run_foreign(step, x, product, span=heard, history=history)

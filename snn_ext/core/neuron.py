@@ -256,8 +256,15 @@ class Neuron:
             elsewhere = (*states[: self.felt], *(state + distance for state in states[self.felt :]))
             charged = self.charge(inputs, elsewhere, p)
             output = self.fire(charged, p)
-            after = self.reset(charged, torch.ones_like(output), p)
-            return (*charged[: self.felt], output, *after[: self.felt])
+            after = [self.reset(charged, torch.full_like(output, spike), p)[: self.felt] for spike in (0.0, 1.0)]
+            return (*charged[: self.felt], output, *after[0], *after[1])
+
+        with torch.enable_grad():
+            learning = [tuple([one.clone().requires_grad_() for one in each]) for each in (inputs, states)]
+            charged = self.charge(learning[0], (*learning[1][: self.felt], *states[self.felt :]), p)
+            after = self.reset(charged, self.fire(charged, p), p)
+        if any(one.requires_grad for one in (*charged[self.felt :], *after[self.felt :])):
+            raise ValueError(f"{self.name}: observers must be detached, a gradient goes through {self.observers}")
 
         for distance in (-7.0, 7.0):
             pairs = zip(found(0.0), found(distance), strict=True)

@@ -92,10 +92,10 @@ class Blocks:
         shape = (2, self.plan.states - self.plan.felt, *self.layout.shape)
         return torch.empty(shape, dtype=self.layout.real, device=self.device)
 
-    def checkpoints(self, steps: int) -> Tensor:
-        """Room for the checkpoints inside a block of so many steps."""
+    def checkpoints(self, many: int, steps: int) -> Tensor:
+        """Room for the checkpoints inside so many blocks of so many steps."""
         segments = (steps - 1) // self.plan.module.SEGMENT
-        return torch.empty((segments, self.plan.felt, self.count), dtype=self.layout.real, device=self.device)
+        return torch.empty((many, segments, self.plan.felt, self.count), dtype=self.layout.real, device=self.device)
 
     def gradients(self) -> Tensor:
         """Room for the gradients of the values that need one, element by element: of a block, and their sums."""

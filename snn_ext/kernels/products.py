@@ -3,12 +3,13 @@
 A dense product does not see that most spikes are zero. Below a share of nonzeros that was measured (two threads,
 256 to 550 neurons: with 15 % of them 1.3 to 2.3 times as fast forward, level at 25 to 40 %; 1.3 to 2.3 times with 5 %
 for the gradient of the weight, level at 15 to 25 %) adding the rows of the nonzeros is faster. What is chosen
-depends on the outputs alone, not on the number of threads.
+depends on the outputs alone: of all samples here, of a thread's samples in :mod:`snn_ext.kernels.steps`.
 """
 
 from __future__ import annotations
 
 import ctypes
+import logging
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -26,15 +27,22 @@ _COLUMN = 256  # bytes of a column's row
 _ROWS = 256  # as in the text
 _LANES = 8  # additions that are about as much work as an element-step of a kernel
 _address = ctypes.c_void_p
+_log = logging.getLogger("snn_ext")
 _long = ctypes.c_longlong
 
 
 @cache
 def library(dtype: torch.dtype) -> Any:
-    """The compiled functions of :file:`recurrent.cpp` for float32 or float64."""
+    """The functions of :file:`recurrent.cpp` for float32 or float64; ``None`` where they cannot be compiled."""
+    if cpu.unavailable() is not None:
+        return None
     text = Path(__file__).with_name("recurrent.cpp").read_text()
     # Products are torch's to round elsewhere; here a multiplication and its addition may be one.
-    loaded = cpu.library(f"#define real {_C_TYPES[dtype]}\n{text}", ("-ffp-contract=fast",))
+    try:
+        loaded = cpu.library(f"#define real {_C_TYPES[dtype]}\n{text}", ("-ffp-contract=fast",))
+    except (RuntimeError, OSError) as error:
+        _log.warning("no compiled loops and products for recurrent layers, which are slower without: %s", error)
+        return None
     loaded.nonzeros.argtypes, loaded.nonzeros.restype = [_address, _long], _long
     loaded.pack.argtypes = [_address, _long, _long, _address]
     loaded.product.argtypes = [_address, *[_long] * 4, *[_address] * 6, ctypes.c_int]
@@ -44,6 +52,11 @@ def library(dtype: torch.dtype) -> Any:
     loaded.backward_steps.argtypes = [*[_address] * 7, _long]
     loaded.forward_steps.restype = loaded.backward_steps.restype = None
     return loaded
+
+
+def pays(part: Tensor, rows: int) -> bool:
+    """Whether so many rows in all are worth laying out a weight for; with fewer, that costs more than it saves."""
+    return rows * 4 >= part.shape[-1]
 
 
 class Products:
@@ -60,7 +73,7 @@ class Products:
         self.library = library(first.dtype)
         columns = -(-self.size // (_COLUMN // first.element_size()))
         self.packed = first.new_empty(self.parts, columns, self.size, _COLUMN // first.element_size())
-        weights = [part.detach().contiguous() for part in parts]
+        weights = [part.detach().resolve_neg().contiguous() for part in parts]
         found = [
             self.library.pack(weight.data_ptr(), self.size, self.size, packed.data_ptr())
             for weight, packed in zip(weights, self.packed, strict=True)
@@ -74,7 +87,7 @@ class Products:
     @staticmethod
     def serve(weight: Tensor) -> bool:
         """Whether there are such products for a weight."""
-        return weight.dtype in _C_TYPES and weight.device.type == "cpu" and cpu.unavailable() is None
+        return weight.dtype in _C_TYPES and weight.device.type == "cpu" and library(weight.dtype) is not None
 
     def add(self, s: Tensor, x: Sequence[Tensor], out: Sequence[Tensor]) -> bool:
         """``out = x + s W^T`` per part, if the nonzeros of ``s`` are few; all contiguous, ``[rows, H]``."""

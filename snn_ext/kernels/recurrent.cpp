@@ -1,9 +1,9 @@
-// What recurrent layers need besides their neurons' kernels, on a CPU: products with spikes, and the loop over steps.
-// For the host's C++ compiler only; `real` is float or double.
+// What recurrent layers need besides their neurons' kernels, on a CPU: products with spikes, and the loop over
+// steps. For the host's C++ compiler only; `real` is float or double.
 
 // ---------------------------------------------------------------- products with spikes
-// Most spikes are zero, and each of the others adds a row of the other matrix. That comes in columns, COLUMNS at a time, so that a spike's row is added to sums that stay in
-// registers, and a column of it fits into the second cache.
+// Most spikes are zero, and each of the others adds a row of the other matrix. That comes in columns, COLUMNS at a
+// time, so that a spike's row is added to sums that stay in registers, and a column of it fits into the second cache.
 
 typedef long long ll;
 typedef real Vector __attribute__((vector_size(32), aligned(sizeof(real)), may_alias));
@@ -251,8 +251,8 @@ extern "C" void forward_steps(const Steps* job, const real* heard, const real* c
   }
 }
 
-// above: the gradient of the outputs from outside; total: room for a step; of_drives: per part [steps, rows, size]. With
-// lags, sent: of the means, the last step first, behind K steps of zeros. part, sums: gradients of `learned` values
+// above: the gradient of the outputs from outside; total: room for a step; of_drives: per part [steps, rows, size].
+// With lags, sent: of the means, the last step first, behind K steps of zeros. part, sums: gradients of `learned` values
 // per element, of a step and of all.
 extern "C" void backward_steps(const Steps* job, const real* above, real* total, const real* const* of_drives,
                                real* sent, const real* part, real* sums, ll learned) {

@@ -82,7 +82,7 @@ class Loop:
     ) -> None:
         self.steps, self.inside, self.last = steps, inside, last
         self.length, self.rows, self.span = length, rows, span
-        self.parts = weight.detach().contiguous().split(weight.shape[1])
+        self.parts = weight.detach().resolve_neg().contiguous().split(weight.shape[1])
         self.lags = None if lags is None else lags.detach().flip(0).contiguous()
 
     def _run(
@@ -151,7 +151,11 @@ class Loop:
         """
         steps = self.steps
         arguments, moves = steps.moving_forward(drives, states, observers, output, traces)
-        packed = Products(self.parts, 0) if self.lags is None else None
+        packed = (
+            Products(self.parts, 0)
+            if self.lags is None and products.pays(self.parts[0], self.length * self.rows)
+            else None
+        )
         pointers = _address * len(x)
 
         def call(library: Any, job: Any) -> None:

@@ -218,7 +218,7 @@ def _unfused(call: sequence.Call, like: Tensor) -> str | None:
         return "recurrent layers are not fused under a dispatch mode (fake tensors, make_fx)"
     if like.dtype == torch.float16:
         return "recurrent layers are not fused in float16"
-    if torch.compiler.is_compiling() and len(like) == 1:
+    if torch.compiler.is_compiling() and len(like) == 1 and call.backend == "auto":
         return "torch.compile takes a single step as it stands, into one graph"
     if call.trace and call.carry == "before_reset":
         return "the potentials before reset of every step of a recurrent layer are not recorded by kernels"
@@ -260,6 +260,8 @@ def check_history(x: Tensor, history: Tensor | None, span: int, exactly: bool) -
     if not fits or len(history) < span or (exactly and len(history) > span):
         got = f"{list(history.shape)} {history.dtype}" if isinstance(history, Tensor) else type(history).__name__
         raise ValueError(f"history must be the last {span} outputs, {list(shape)} {x.dtype}, got {got}; or None")
+    if history.device != x.device:
+        raise ValueError(f"history is on {history.device}, the input on {x.device}; move one of them")
     return history
 
 

@@ -26,7 +26,8 @@ class Past(NamedTuple):
 
 def mean(history: Tensor, lags: Tensor) -> Tensor:
     """The mean of the last outputs ``[K, N, *]``, newest last, with the weight of each lag, lag 1 first."""
-    return torch.tensordot(lags.flip(0).to(history.dtype), history, 1)
+    with torch.autocast(history.device.type, enabled=False):
+        return torch.tensordot(lags.flip(0).to(history.dtype), history, 1)
 
 
 def parts_of(weight: Tensor) -> Tensors:
@@ -52,7 +53,8 @@ class Product:
 
     def __call__(self, s: Tensor, like: Tensor) -> Tensors:
         if isinstance(self.weight, Tensor):
-            return tuple([s @ part for part in self.parts])
+            with torch.autocast(s.device.type, enabled=False):  # the input's type decides, as in the fused products
+                return tuple([s @ part for part in self.parts])
         several = s.dim() == like.dim()
         found = self.weight(s.flatten(0, 1) if several else s)
         fed = (found,) if isinstance(found, Tensor) else tuple(found)

@@ -18,7 +18,7 @@ from ..core.reference import Result
 from ..core.surrogate import Surrogate
 from ..kernels import op
 from ..kernels.blocks import Blocks
-from ..kernels.products import Products, gradients
+from ..kernels.products import Products, gradients, pays
 from ..kernels.steps import Loop, serve
 from .definition import Past, Product, Weight, mean, parts_of, run_reference
 
@@ -198,20 +198,21 @@ def _forward_blocks(
     heard: Tensor,
     output: Tensor,
     traces: Sequence[Tensor],
-    save: bool,
-) -> list[Tensor | None]:
-    """Block by block, forward; returns the checkpoints inside each."""
+    kept: Tensor,
+) -> None:
+    """Block by block, forward; ``kept`` are the checkpoints inside each."""
     length, rows, room = len(output), output[0].numel() // output.shape[-1], len(states)
-    kept: list[Tensor | None] = []
+    at_kept, apart_kept = kept.data_ptr(), kept[:1].nbytes
     # Views of all blocks at once: made one by one they would take as long as small products.
-    size = plan.block * rows
+    size = min(plan.block, length) * rows
     given_rows = [_flat(x).split(size) for x in inputs[: len(parts)]]
     drive_rows = [_flat(drive).split(size) for drive in drives[: len(parts)]]
     heard_rows = _flat(heard)[: length * rows].split(size)
     transposed = [part.t() for part in parts]
     means = None if lags is None else _Means(lags, heard.flatten(1))
     # A mean of spikes has few zeros.
-    sparse = Products(parts, size) if means is None and Products.serve(parts[0]) else None
+    skips = means is None and pays(parts[0], length * rows) and Products.serve(parts[0])
+    sparse = Products(parts, size) if skips else None
     at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
     at_observers = [one.data_ptr() for one in observers]
     at_drives, at_output = [drive.data_ptr() for drive in drives], output.data_ptr()
@@ -223,7 +224,6 @@ def _forward_blocks(
         if sparse is None or not sparse.add(source, now, to):
             for x, drive, part in zip(now, to, transposed, strict=True):
                 torch.addmm(x, source, part, out=drive)
-        checkpoints = steps.checkpoints(end - start) if save and end - start > 1 else None
         at = start * steps.count
         steps.forward(
             kernels,
@@ -235,10 +235,8 @@ def _forward_blocks(
             at_states + (number + 1) % room * apart,
             at_observers[(number + 1) % 2],
             [trace + at * steps.real for trace in at_traces],
-            0 if checkpoints is None else checkpoints.data_ptr(),
+            at_kept + number * apart_kept,
         )
-        kept.append(checkpoints)
-    return kept
 
 
 def _backward_blocks(
@@ -248,7 +246,7 @@ def _backward_blocks(
     drives: Sequence[Tensor],
     steps: Blocks,
     states: Tensor,
-    kept: Sequence[Tensor | None],
+    kept: Tensor,
     above: Tensor,
     traces: Sequence[Tensor],
     of_drives: Sequence[Tensor],
@@ -267,6 +265,7 @@ def _backward_blocks(
     at_drives, at_above = [drive.data_ptr() for drive in drives], above.data_ptr()
     at_traces, at_of_drives = [trace.data_ptr() for trace in traces], [one.data_ptr() for one in of_drives]
     at_of_states = [one.data_ptr() for one in of_states]
+    at_kept, apart_kept = kept.data_ptr(), kept[:1].nbytes
     blocks = plan.blocks(length)
     for number, (start, end, kernels) in reversed(list(enumerate(blocks))):
         first, reached = start + span, (min(end + span, length) - start - span) * rows
@@ -284,13 +283,12 @@ def _backward_blocks(
                 now = flat[:reached] if i else every[number][:reached]
                 torch.addmm(now, heard_by, part, out=flat[:reached])
             flat[reached : (end - start) * rows] = every[number][reached:]
-        checkpoints = kept[number]
         steps.backward(
             kernels,
             end - start,
             [drive + at * steps.io for drive in at_drives],
             at_states + number * apart,
-            0 if checkpoints is None else checkpoints.data_ptr(),
+            at_kept + number * apart_kept,
             total,
             [trace + at * steps.real for trace in at_traces],
             [one + at * steps.io for one in at_of_drives],
@@ -313,7 +311,7 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, plan: _Plan, weight: Tensor, history: Tensor, lags: Tensor | None, *tensors: Tensor) -> Any:
         ctx.set_materialize_grads(False)
-        inputs = [x.contiguous() for x in tensors[: plan.inputs]]
+        inputs = [x.resolve_neg().contiguous() for x in tensors[: plan.inputs]]
         fixed = plan.inputs + sum(plan.started)
         needs = ctx.needs_input_grad[4:]
         parts, span, many = parts_of(weight), plan.span, len(plan.started)
@@ -331,30 +329,36 @@ class _Fused(torch.autograd.Function):
         for state, fill, started in zip((*states[0], *observers[0]), plan.numbers, plan.started, strict=False):
             state.copy_(next(given)) if started else state.fill_(fill)
         rows = output[0].numel() // output.shape[-1]
-        kept: list[Tensor | None] = [None] * len(blocks)
+        kept = steps.checkpoints(len(blocks) if save else 0, min(plan.block, length))
         loop = None
         if plan.block == 1 and serve(steps, weight, length):
             loop = Loop(steps, plan.middle, plan.last, weight, length, rows, span, lags)
             loop.forward(inputs[: len(parts)], drives, states, observers, heard, output, traces)
         else:
             made = steps, states, observers, heard, output, traces
-            kept = _forward_blocks(plan, parts, lags, inputs, drives, *made, save)
+            _forward_blocks(plan, parts, lags, inputs, drives, *made, kept)
         final = [state.clone() for state in (*states[len(blocks) % room], *observers[len(blocks) % 2])]
         if save:
-            ctx.plan = plan
-            ctx.kept = steps, states, kept, heard, loop  # made here and handed to nobody
-            ctx.save_for_backward(weight, history, lags, output, *drives, *tensors)
+            ctx.plan, ctx.steps, ctx.loop = plan, steps, loop
+            # The output too, of which `heard` is the memory: whether it was written to.
+            ctx.save_for_backward(weight, history, lags, output, states, kept, heard, *drives, *tensors)
         return (output, *final, *traces)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
+        # Where it is called under autocast: types are those of the forward pass, whose products it does not touch.
+        with torch.autocast(ctx.steps.device.type, enabled=False):
+            return _Fused._backward(ctx, *grads)
+
+    @staticmethod
+    def _backward(ctx: Any, *grads: Tensor | None) -> Any:
         plan: _Plan = ctx.plan
-        weight, history, lags, output, *rest = ctx.saved_tensors
+        weight, history, lags, output, states, kept, heard, *rest = ctx.saved_tensors
         drives, tensors = rest[: plan.inputs], rest[plan.inputs :]
         needs = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *_replayed(plan, (weight, history, lags, *tensors), grads, needs)
-        steps, states, kept, heard, loop = ctx.kept
+        steps, loop = ctx.steps, ctx.loop
         parts, span, many, length = parts_of(weight), plan.span, len(plan.started), len(output)
         of_drives = [_new(drive, length) for drive in drives]
         above = torch.zeros_like(output) if grads[0] is None else grads[0].resolve_neg().contiguous()
@@ -384,7 +388,7 @@ class _Fused(torch.autograd.Function):
         grad_weight = _of_weight(lags, heard, of_drives[: len(parts)]) if needs[0] else None
         grad_history = grad_lags = None
         if needs[1]:
-            grad_history = torch.zeros_like(history)
+            grad_history = history.new_zeros(history.shape)  # contiguous, whatever the history is
             early = grad_history[len(history) - span :]
             if lags is not None:
                 oldest_first = lags.flip(0).unsqueeze(0)

@@ -448,8 +448,7 @@ class SkipRecurrent(_Recurrent):
         step_mode: bool | None = None,
     ) -> None:
         check_size("span", span)
-        if block != "auto" and check_size("block", block) > span:
-            raise ValueError(f"block must not exceed span {span}, the steps that do not hear each other, got {block}")
+        connection.check_block(block, span)
         product = {
             "features": features,
             "linear_features": linear_features,

@@ -321,8 +321,7 @@ class SkipRecurrentContainer(_Container):
         block: Block = "auto",
     ) -> None:
         connection.check_size("span", span)
-        if block != "auto" and connection.check_size("block", block) > span:
-            raise ValueError(f"block must not exceed span {span}, the steps that do not feed each other, got {block}")
+        connection.check_block(block, span)
         super().__init__(sub_module, features, bias, step_mode, recurrent, block)
         self.span = span
 
