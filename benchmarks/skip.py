@@ -100,14 +100,15 @@ def permutation(steps: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(_PERMUTATION_SEED).permutation(steps))
 
 
-def permuted_digits(source: data.Images, quick: bool = False, side: int = SIDE) -> Task:
+def permuted_digits(source: data.Images, quick: bool = False, side: int | None = None) -> Task:
     """Handwritten digits, a pixel a step in an order that is permuted: which digit is it?
 
     Args:
         source: the images.
-        side: of what is read, means of pixels: 14, or 28 for the pixels themselves.
+        side: of what is read, means of pixels: 14 (``None``), or 28 for the pixels themselves.
         quick: 20 images of each digit only.
     """
+    side = SIDE if side is None else side
     pixels = nn.functional.avg_pool2d(torch.from_numpy(source.pixels).float() / 255, 28 // side)
     steps = side * side
     sequences = pixels.flatten(1).t()[permutation(steps)].unsqueeze(2).contiguous()  # [T, images, 1]
@@ -504,7 +505,7 @@ def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None, 
     """The command: run what is missing in the file, one at a time, then print and draw."""
     if out is not None:
         require("matplotlib", "bench")
-    task = permuted_digits(data.images(data_path), quick, FULL_SIDE if full else SIDE)
+    task = permuted_digits(data.images(data_path), quick, FULL_SIDE if full else None)
     result: dict[str, Any] = json.loads(json_path.read_text()) if json_path.is_file() else {}
     settings = {
         "epochs": 2 if quick else EPOCHS,

@@ -254,6 +254,6 @@ def test_full_is_three_models_and_every_pixel(images_package):
     task = skip.permuted_digits(data.images(images_package), quick=True, side=28)
     assert task.name == "permuted_digits_784" and task.steps == 784
     pixel = torch.argsort(skip.permutation(784))  # step at which a pixel is shown
-    pooled = skip.permuted_digits(data.images(images_package), quick=True)
+    pooled = skip.permuted_digits(data.images(images_package), quick=True, side=14)
     full = task.test.x[pixel, :, 0].view(14, 2, 14, 2, -1).mean((1, 3)).flatten(0, 1)
     assert torch.allclose(pooled.test.x[torch.argsort(skip.permutation(196)), :, 0], full, atol=1e-6)
