@@ -236,7 +236,11 @@ def test_steps_chunks_and_the_sequence_are_one(make, reach, name, training):
     assert fires(y)
     assert same(y, steps(single, x))
     assert same(y, torch.cat([parts(chunk) for chunk in x.split([2, 1, 6])]))
-    assert same(memories(whole), memories(single)) and same(memories(whole), memories(parts))
+    for other in (single, parts):
+        if make is asrc and training and reach > 1:  # a mean of soft lags is no exact sum
+            torch.testing.assert_close(memories(whole), memories(other), rtol=1e-5, atol=1e-5)
+        else:
+            assert same(memories(whole), memories(other))
 
 
 @pytest.mark.parametrize("name", ["LIF", "host LIF"])
