@@ -1,5 +1,8 @@
 """Three ways through a fused recurrent layer compute the same: the compiled loop, blocks in Python, plain torch."""
 
+from contextlib import nullcontext
+from functools import partial
+
 import pytest
 import torch
 
@@ -140,3 +143,87 @@ def test_sparse_products_are_products(rows, size, dtype, monkeypatch):
     assert not products.Products(parts, rows).add(s, x, out)
     g[1][-1, -1] = torch.nan
     assert products.gradients(torch.zeros_like(s), g)[1].isnan().any()
+
+
+# ---------------------------------------------------------------- what lies in memory in another way
+OPTIONS = {"values": {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}, "spike": surrogate.triangle()}
+
+
+def gradients(make, heard, backend="cpu", around=nullcontext):
+    """Output and gradients of a call whose ``make`` returns input, weight and history."""
+    torch.manual_seed(0)
+    x, weight, history = make()
+    leaves = [one for one in (x, weight, history) if one.requires_grad]
+    options = {"history": history, "backend": backend, **OPTIONS}
+    if isinstance(heard, int):
+        result = recurrence.run(lif(reset="soft"), x, weight, span=heard, **options)
+    else:
+        result = recurrence.run_adaptive(lif(reset="soft"), x, weight, heard, **options)
+    loss = (result.output * torch.linspace(0, 1, result.output.numel()).view_as(result.output)).sum()
+    with around():
+        return [result.output, *torch.autograd.grad(loss, leaves)]
+
+
+def alike(found, expected):
+    for ours, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+HEARD = [1, 3, torch.tensor([0.5, 0.25, 0.25])]
+
+
+def reach(heard):
+    return heard if isinstance(heard, int) else len(heard)
+
+
+def usual(heard):
+    shapes = ((9, 4, 6), (6, 6), (reach(heard), 4, 6))
+    return tuple(torch.randn(shape).requires_grad_() for shape in shapes)
+
+
+@pytest.mark.parametrize("heard", HEARD[1:])
+def test_a_history_that_is_not_contiguous_has_a_gradient(heard):
+    def make():
+        x, weight, _ = usual(heard)
+        history = torch.rand(4, reach(heard), 6).transpose(0, 1).requires_grad_()
+        assert not history.is_contiguous()
+        return x, weight, history
+
+    found = gradients(make, heard)
+    assert found[-1].abs().sum() > 0
+    alike(found, gradients(make, heard, "torch"))
+
+
+@pytest.mark.parametrize("heard", HEARD)
+def test_negated_views_are_negated(heard):
+    def make():
+        x, weight = torch._neg_view(-torch.rand(9, 4, 6)), torch._neg_view(torch.randn(6, 6))
+        assert x.is_neg() and weight.is_neg()
+        return x, weight, torch.rand(reach(heard), 4, 6).requires_grad_()
+
+    found = gradients(make, heard)
+    assert found[0].any()
+    alike(found, gradients(make, heard, "torch"))
+
+
+@pytest.mark.parametrize("heard", HEARD)
+def test_a_backward_pass_under_autocast_is_the_usual_one(heard):
+    autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    make = partial(usual, heard)
+    alike(gradients(make, heard, around=autocast), gradients(make, heard))
+
+
+def test_a_text_that_does_not_compile_leaves_torch(monkeypatch, caplog):
+    """Said once; the neuron's kernels run with torch's products."""
+
+    def fails(*_):
+        raise cpu.NoCompiler("it broke")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cpu, "library", fails)
+        assert products.library.__wrapped__(F32) is None
+    assert "it broke" in caplog.text
+    expected = results("vanilla")
+    monkeypatch.setattr(products, "library", lambda dtype: None)
+    for ours, theirs in zip(results("vanilla"), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
