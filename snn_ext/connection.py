@@ -16,33 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence
-from .core.neuron import Neuron, Value, state_dtype
+from .core.neuron import Neuron, Value, check_size, own_tensor, state_dtype
 from .recurrence import Block, RecurrentResult
 
 Mode = Literal["auto", "soft", "hard"]
 _MODES = ("auto", "soft", "hard")
 _TINY = torch.finfo(torch.float32).tiny  # below it a temperature would be zero
-
-
-def check_size(name: str, value: Any) -> int:
-    """``value`` itself, if it is a whole number of at least 1.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
-    return value
-
-
-def check_block(block: Any, span: int) -> None:
-    """Refuse how many steps are to be computed at once, if they feed each other.
-
-    Raises:
-        ValueError: neither ``"auto"`` nor a whole number from 1 to ``span``.
-    """
-    if block != "auto" and check_size("block", block) > span:
-        raise ValueError(f"block must not exceed span {span}, the steps that do not feed each other, got {block}")
 
 
 def all_to_all(features: int, bias: bool = False, parts: int = 1) -> nn.Linear:
@@ -66,11 +45,14 @@ class OneToOne(nn.Module):
 
     Args:
         V: a number, or a tensor ``[F]``, which is cloned.
+
+    Raises:
+        TypeError: neither.
     """
 
     def __init__(self, V: Value) -> None:
         super().__init__()
-        self.V = nn.Parameter(torch.as_tensor(V, dtype=torch.get_default_dtype()).detach().clone())
+        self.V = nn.Parameter(own_tensor("V", V))
 
     def forward(self, s: Tensor) -> Tensor:
         """``V s`` for outputs ``[N, *]``."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence, sequence
-from .core.neuron import Neuron, Tensors, Value, state_dtype
+from .core.neuron import Neuron, Tensors, Value, check_size, state_dtype
 from .core.quantize import Mode, MultiBit
 from .core.reference import Result
 from .core.surrogate import SpikeFunction, Surrogate
@@ -62,8 +62,7 @@ class Drive(nn.Module):
     ) -> None:
         super().__init__()
         for name, size in (("input_size", input_size), ("hidden_size", hidden_size)):
-            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+            check_size(name, size)
         if norm not in ("batch", None):
             raise ValueError(f"norm must be 'batch' or None, got {norm!r}")
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:

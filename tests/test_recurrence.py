@@ -408,7 +408,7 @@ EYE = torch.eye(SIZE)
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"span": 0}, ValueError, "span must be a whole number of steps, at least 1, got 0"),
+        ({"span": 0}, ValueError, "span must be a whole number of at least 1, got 0"),
         ({"span": 1.0}, ValueError, r"got 1\.0"),
         ({"span": True}, ValueError, "got True"),
         ({"weight": torch.eye(3)}, ValueError, r"weight must be \[4, 4\]: 1 input of 4 neurons .*; got \[3, 3\]"),
@@ -426,7 +426,7 @@ EYE = torch.eye(SIZE)
             r"history must be the last 3 outputs, \[3, 3, 4\]",
         ),
         ({"block": 2}, ValueError, "block must not exceed span 1"),
-        ({"block": 0}, ValueError, "block must be a whole number of steps, at least 1, got 0"),
+        ({"block": 0}, ValueError, "block must be a whole number of at least 1, got 0"),
         ({"history": torch.zeros(1, BATCH, SIZE).double()}, ValueError, r"got \[1, 3, 4\] torch.float64; or None"),
         ({"history": 0.0}, ValueError, "got float; or None"),
         ({"states": (torch.zeros(SIZE),)}, ValueError, "state v must have the shape of a step"),

@@ -14,7 +14,8 @@ from snn_ext.neurons import gated_synaptic, lif
 from snn_ext.recurrence import fused
 
 F32, F64 = torch.float32, torch.float64
-STEPS, BATCH, SIZE, LAGS = 13, 5, 70, 4  # neurons of more than one column, and not of whole vectors
+# Neurons of more than one column, and not of whole vectors; rows enough for products that skip zeros.
+STEPS, BATCH, SIZE, LAGS = 13, 12, 70, 4
 
 
 def grid(*shape, scale=1.0, dtype=F64):
@@ -60,6 +61,7 @@ def results(case, dtype=F64, backend="cpu", exact=False, rate=1.0):
     return [*(one.detach() for one in found), *torch.autograd.grad(loss, leaves)]
 
 
+OPTIONS = {"values": {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}, "spike": surrogate.triangle()}
 CASES = ["vanilla", "before", "traced", "wide", "lags", "gated", "gated lags"]
 
 
@@ -122,6 +124,16 @@ def test_short_sequences_and_hidden_blas_take_blocks(looped, monkeypatch):
     assert looped == [1]
 
 
+def test_a_single_step_lays_out_no_weight(monkeypatch):
+    """It takes longer than the zeros of a step's outputs can save."""
+    made = []
+    real = products.Products.__init__
+    monkeypatch.setattr(products.Products, "__init__", lambda *args: (made.append(1), real(*args))[1])
+    for steps, times in ((1, 0), (40, 1)):
+        recurrence.run(lif(), torch.zeros(steps, 8, 64), torch.eye(64), backend="cpu", **OPTIONS)
+        assert len(made) == times
+
+
 @pytest.mark.parametrize("dtype", [F32, F64])
 @pytest.mark.parametrize("size", [1, 7, 64, 130])
 @pytest.mark.parametrize("rows", [1, 3, 300])
@@ -146,7 +158,6 @@ def test_sparse_products_are_products(rows, size, dtype, monkeypatch):
 
 
 # ---------------------------------------------------------------- what lies in memory in another way
-OPTIONS = {"values": {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}, "spike": surrogate.triangle()}
 
 
 def gradients(make, heard, backend="cpu", around=nullcontext):

@@ -277,6 +277,17 @@ def by_handle(handle: int) -> Neuron:
     return _BY_HANDLE[handle]
 
 
+def check_size(name: str, value: Any) -> int:
+    """``value`` itself, if it is a whole number of at least 1.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    return value
+
+
 def own_tensor(name: str, value: Any) -> Tensor:
     """A module's own floating point tensor of a value: it shares no memory with what was given.
 

@@ -55,8 +55,8 @@ def library(dtype: torch.dtype) -> Any:
 
 
 def pays(part: Tensor, rows: int) -> bool:
-    """Whether so many rows in all are worth laying out a weight for; with fewer, that costs more than it saves."""
-    return rows * 4 >= part.shape[-1]
+    """Whether so many rows in all are worth laying out a weight for: a single step's hardly ever are."""
+    return rows >= 2 * part.shape[-1]
 
 
 class Products:
@@ -79,8 +79,8 @@ class Products:
             for weight, packed in zip(weights, self.packed, strict=True)
         ]
         self.finite = all(found)
-        self.index = torch.empty(rows * (self.size + 1), dtype=torch.int32)
-        self.value = first.new_empty(rows * (self.size + 1))
+        self.index = torch.empty(rows * self.size, dtype=torch.int32)
+        self.value = first.new_empty(rows * self.size)
         self.many = torch.empty(rows, dtype=torch.int64)
         self.addresses = (_address * self.parts)(*(packed.data_ptr() for packed in self.packed))
 

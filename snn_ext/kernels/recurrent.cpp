@@ -68,7 +68,7 @@ struct Nonzeros { int* index; real* value; ll* many; };
 
 static inline void compress_rows(const real* s, ll first, ll end, ll from, const Nonzeros& found) {
   for (ll r = first; r < end; ++r)
-    found.many[r] = compress(s + r * from, from, found.index + r * (from + 1), found.value + r * (from + 1));
+    found.many[r] = compress(s + r * from, from, found.index + r * from, found.value + r * from);
 }
 
 // out = x + s weight^T in rows [first, end) of one column.
@@ -79,12 +79,12 @@ static inline void add_column(const Nonzeros& s, ll first, ll end, ll from, ll t
     const ll at = r * to + column * COLUMNS;
     alignas(64) real sums[COLUMNS] = {};
     for (int c = 0; c < width; ++c) sums[c] = x[at + c];
-    add_rows(sums, s.index + r * (from + 1), s.value + r * (from + 1), s.many[r], packed + column * from * COLUMNS);
+    add_rows(sums, s.index + r * from, s.value + r * from, s.many[r], packed + column * from * COLUMNS);
     for (int c = 0; c < width; ++c) out[at + c] = sums[c];
   }
 }
 
-// out[p] = x[p] + s weight[p]^T for every part p, all [rows, to]. index, value: room for rows * (from + 1).
+// out[p] = x[p] + s weight[p]^T for every part p, all [rows, to]. index, value: room for rows * from.
 extern "C" void product(const real* s, ll rows, ll from, ll to, ll parts, const real* const* packed,
                         const real* const* x, real* const* out, int* index, real* value, ll* many, int threads) {
   const ll columns = columns_of(to);
@@ -207,10 +207,12 @@ static void weigh(const real* steps, const real* lags, ll many, ll n, ll from, l
 
 // c = b + a w^T (back: b + a w) for so many rows; b may be null, or c.
 static void dense(const Steps& s, const real* a, const real* w, const real* b, real* c, ll rows, bool back) {
-  const int n = (int)s.size, m = (int)rows;
+  // Wider than a BLAS with short integers reads: one with long ones finds what it expects as well.
+  const ll wide[] = {s.size, rows};
+  const int *n = (const int*)wide, *m = (const int*)(wide + 1);
   const real one = 1, zero = 0;
   if (b && b != c) __builtin_memcpy(c, b, sizeof(real) * rows * s.size);
-  s.gemm(back ? "N" : "T", "N", &n, &m, &n, &one, w, &n, a, &n, b ? &one : &zero, c, &n);
+  s.gemm(back ? "N" : "T", "N", n, m, n, &one, w, n, a, n, b ? &one : &zero, c, n);
 }
 
 // A thread's rows, and its own copy of the arguments.
@@ -230,7 +232,7 @@ extern "C" void forward_steps(const Steps* job, const real* heard, const real* c
   EACH_THREAD
     ll* many = (ll*)(arguments + s.bytes);
     real *mean = (real*)(many + s.rows), *value = mean + n;
-    const Nonzeros found = {(int*)(value + s.rows * (s.size + 1)), value, many};
+    const Nonzeros found = {(int*)(value + s.rows * s.size), value, many};
     for (ll t = 0; t < s.steps; ++t) {
       const real* source = heard + t * n;
       if (s.lags) {

@@ -97,7 +97,7 @@ class Loop:
         kernels = [kernel(number) for number in (self.inside, self.last)]
         given = kernels[0].pack(*arguments)
         threads = min(cpu.threads(self.length * self.steps.count), self.rows)
-        apart = len(given) + 8 * self.rows + io * (self.steps.count + 2 * self.rows * (size + 1))
+        apart = len(given) + 8 * self.rows + io * (self.steps.count + 2 * self.rows * size)
         apart = -(-apart // 64) * 64
         scratch = torch.empty(threads * apart, dtype=torch.uint8)
         launches = [ctypes.cast(one.launcher, _address) for one in kernels]

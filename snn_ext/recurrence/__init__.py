@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from .. import sequence
-from ..core.neuron import Neuron, Tensors, Value
+from ..core.neuron import Neuron, Tensors, Value, check_size
 from ..core.quantize import MultiBit
 from ..core.reference import Carry, Result
 from ..core.surrogate import Surrogate
@@ -84,12 +84,7 @@ def run(
     their released code; with a longer one the skip recurrent connections (SRC) of Xu et al. (arXiv 2505.11455),
     from their released code.
     """
-    for name, value in (("span", span), ("block", span if block == "auto" else block)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{name} must be a whole number of steps, at least 1, got {value!r}")
-    if block != "auto" and block > span:
-        raise ValueError(f"block must not exceed span {span}, the steps that do not feed each other, got {block}")
-    past = Past(span, span if block == "auto" else block)
+    past = Past(span, check_block(block, span))
     settings = sequence.Settings(detach_reset, carry, trace, state_map, backend)
     return _checked(neuron, inputs, weight, past, history, states, values, spike, settings)
 
@@ -151,10 +146,14 @@ def run_foreign(
 
     Returns:
         the outputs ``[T, N, *]``, and the history that the next chunk begins with.
+
+    Raises:
+        ValueError: a span, lags, a history or a product that do not fit.
     """
     if lags is not None:
         _check_lags(lags)
         span = len(lags)
+    check_size("span", span)
     history = check_history(x, history, span, exactly=lags is not None)
     emitted = list(history.unbind(0))
     for now in x.unbind(0):
@@ -226,6 +225,20 @@ def _unfused(call: sequence.Call, like: Tensor) -> str | None:
 
 
 # ---------------------------------------------------------------- checks
+
+
+def check_block(block: Any, span: int) -> int:
+    """How many steps are computed at once; refused if they feed each other.
+
+    Raises:
+        ValueError: a span that is none; a block that is neither ``"auto"`` nor a whole number from 1 to ``span``.
+    """
+    check_size("span", span)
+    if block == "auto":
+        return span
+    if check_size("block", block) > span:
+        raise ValueError(f"block must not exceed span {span}, the steps that do not feed each other, got {block}")
+    return block
 
 
 def _check_weight(neuron: Neuron, inputs: Tensors, weight: Any) -> None:

@@ -115,7 +115,6 @@ def _flat(x: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------- means over lags
 
-_AHEAD = 8  # steps whose means are begun together, by one product
 _CHUNK = 16  # steps of one product, where all outputs are known
 
 
@@ -127,31 +126,9 @@ def _band(lags: Tensor, steps: int) -> Tensor:
     return band
 
 
-class _Means:
-    """The weighted means of the last K steps, one step after the other.
-
-    Args:
-        lags: ``[K]``.
-        steps: ``[K + T, n]``: K steps before the first, then the others, which may be written later, each before
-            the mean of the next is asked for.
-    """
-
-    def __init__(self, lags: Tensor, steps: Tensor) -> None:
-        self.steps, self.lags = steps, len(lags)
-        self.band = _band(lags, _AHEAD)
-        self.begun = steps.new_empty(_AHEAD, steps.shape[1])
-
-    def at(self, t: int) -> Tensor:
-        """The mean that step ``t`` hears, ``[n]``, valid until the next; to be asked for in order."""
-        i, many = t % _AHEAD, self.lags
-        start = t - i
-        row = self.begun[i : i + 1]
-        if i == 0:
-            # What is known already: the part of all these steps in one product.
-            torch.mm(self.band[:, :many], self.steps[t : t + many], out=self.begun)
-        else:
-            row.addmm_(self.band[i : i + 1, many : many + i], self.steps[start + many : t + many])
-        return row[0]
+def _mean(lags: Tensor, steps: Tensor, t: int) -> Tensor:
+    """The weighted mean of the K steps in front of step ``t``, ``[n]``; ``steps`` are ``[K + T, n]``, K in front."""
+    return lags.flip(0) @ steps[t : t + len(lags)]
 
 
 def _of_weight(lags: Tensor | None, heard: Tensor, of_drives: Sequence[Tensor]) -> Tensor:
@@ -209,16 +186,16 @@ def _forward_blocks(
     drive_rows = [_flat(drive).split(size) for drive in drives[: len(parts)]]
     heard_rows = _flat(heard)[: length * rows].split(size)
     transposed = [part.t() for part in parts]
-    means = None if lags is None else _Means(lags, heard.flatten(1))
+    every = heard.flatten(1)
     # A mean of spikes has few zeros.
-    skips = means is None and pays(parts[0], length * rows) and Products.serve(parts[0])
+    skips = lags is None and pays(parts[0], length * rows) and Products.serve(parts[0])
     sparse = Products(parts, size) if skips else None
     at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
     at_observers = [one.data_ptr() for one in observers]
     at_drives, at_output = [drive.data_ptr() for drive in drives], output.data_ptr()
     at_traces = [trace.data_ptr() for trace in traces]
     for number, (start, end, kernels) in enumerate(plan.blocks(length)):
-        source = heard_rows[number] if means is None else means.at(start).view(rows, -1)
+        source = heard_rows[number] if lags is None else _mean(lags, every, start).view(rows, -1)
         now = [one[number] for one in given_rows]
         to = [one[number] for one in drive_rows]
         if sparse is None or not sparse.add(source, now, to):
@@ -260,7 +237,7 @@ def _backward_blocks(
     every, grad = _flat(above).split(rows * plan.block), torch.empty_like(above[: plan.block])
     flat = _flat(grad)
     if lags is not None:
-        means, sent_rows = _Means(lags, sent), sent.view(-1, above.shape[-1]).split(rows)
+        sent_rows = sent.view(-1, above.shape[-1]).split(rows)
     at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
     at_drives, at_above = [drive.data_ptr() for drive in drives], above.data_ptr()
     at_traces, at_of_drives = [trace.data_ptr() for trace in traces], [one.data_ptr() for one in of_drives]
@@ -272,7 +249,7 @@ def _backward_blocks(
         at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
         total = at_above + at * steps.io
         if lags is not None:
-            torch.add(every[number], means.at(length - end).view(rows, -1), out=flat)
+            torch.add(every[number], _mean(lags, sent, length - end).view(rows, -1), out=flat)
             total = grad.data_ptr()
         elif reached > 0:
             # What this block's output did to the steps that heard it.
@@ -391,11 +368,8 @@ class _Fused(torch.autograd.Function):
             grad_history = history.new_zeros(history.shape)  # contiguous, whatever the history is
             early = grad_history[len(history) - span :]
             if lags is not None:
-                oldest_first = lags.flip(0).unsqueeze(0)
                 for step in range(span):
-                    early[span - 1 - step] = (oldest_first @ sent[length + step : length + step + span]).view_as(
-                        early[0]
-                    )
+                    early[span - 1 - step] = _mean(lags, sent, length + step).view_as(early[0])
             else:
                 now = min(span, length) * rows
                 for one, part in fed:

@@ -11,10 +11,10 @@ from snntorch import SpikingNeuron
 from torch import Tensor, nn
 
 from .. import connection
-from ..connection import Lags, Mode, Span, check_size
-from ..core.neuron import Value, own_tensor, state_dtype
+from ..connection import Lags, Mode, Span
+from ..core.neuron import Value, check_size, state_dtype
 from ..core.reference import Result
-from ..recurrence import Block
+from ..recurrence import Block, check_block
 from ..sequence import check_inputs
 from .neurons import Inputs, SequenceNeuron
 
@@ -88,7 +88,7 @@ def _product(
     if not all_to_all:
         if unused := [name for name in given if name != "V"]:
             raise TypeError(f"all_to_all=False has the weight V and nothing else; leave out {', '.join(unused)}")
-        product: nn.Module = connection.OneToOne(own_tensor("V", V))
+        product: nn.Module = connection.OneToOne(V)
     elif "V" in given:
         raise TypeError("V is the weight of all_to_all=False; leave it out")
     elif size is not None:
@@ -447,8 +447,7 @@ class SkipRecurrent(_Recurrent):
         block: Block = "auto",
         step_mode: bool | None = None,
     ) -> None:
-        check_size("span", span)
-        connection.check_block(block, span)
+        check_block(block, span)
         product = {
             "features": features,
             "linear_features": linear_features,

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from .. import connection, sequence
 from ..connection import Lags, Mode, Span
-from ..core.neuron import state_dtype
+from ..core.neuron import check_size, state_dtype
 from ..core.reference import Result
-from ..recurrence import Block
+from ..recurrence import Block, check_block
 from .compat import _STARTS_AFRESH, _one_step
 from .nodes import Node, _flag
 
@@ -41,7 +41,7 @@ class _Container(layer.ElementWiseRecurrentContainer):
             raise TypeError(f"sub_module must be a module, got {type(sub_module).__name__}")
         _check_single_step("sub_module", sub_module)
         if features is not None or recurrent is None:
-            connection.check_size("features", features)
+            check_size("features", features)
         _flag("bias", bias)
         node = _ours(sub_module)
         if recurrent is None:
@@ -320,8 +320,7 @@ class SkipRecurrentContainer(_Container):
         recurrent: nn.Module | None = None,
         block: Block = "auto",
     ) -> None:
-        connection.check_size("span", span)
-        connection.check_block(block, span)
+        check_block(block, span)
         super().__init__(sub_module, features, bias, step_mode, recurrent, block)
         self.span = span
 
@@ -374,7 +373,7 @@ class AdaptiveSkipRecurrentContainer(_Container):
         shared_logits: nn.Parameter | None = None,
         freeze_when_onehot: bool = False,
     ) -> None:
-        if block != "auto" and connection.check_size("block", block) != 1:
+        if block != "auto" and check_size("block", block) != 1:
             raise ValueError(f"block must be 'auto' or 1, as the span may become 1, got {block!r}")
         lags = Lags(
             max_span,

@@ -1025,7 +1025,10 @@ def test_a_product_of_another_shape_is_refused(name):
         flat.sequence(torch.ones(4, BATCH, SIZE))
 
 
-LIF_ = lambda: LIF(0.5)  # noqa: E731
+def LIF_():
+    return LIF(0.5)
+
+
 CONSTRUCTORS = {
     "a class": (lambda: SRC(LIF, 4), TypeError, "got LIF itself"),
     "no neuron": (lambda: SRC(nn.ReLU(), 4), TypeError, r"like LIF\(0.9\) or snn.Leaky\(0.9\), got ReLU"),
