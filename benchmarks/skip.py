@@ -54,11 +54,9 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
-import os
-import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -71,7 +69,7 @@ from snn_ext.core import surrogate
 from snn_ext.neurons.lif import lif
 from snn_ext.neurons.lstm_lif import betas, lstm_lif
 
-from . import data, timing
+from . import data, experiment
 from .hosts import require
 from .tasks import Batch, Task
 
@@ -506,8 +504,7 @@ def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None, 
     if out is not None:
         require("matplotlib", "bench")
     task = permuted_digits(data.images(data_path), quick, FULL_SIDE if full else None)
-    result: dict[str, Any] = json.loads(json_path.read_text()) if json_path.is_file() else {}
-    settings = {
+    settings: dict[str, Any] = {
         "epochs": 2 if quick else EPOCHS,
         "hidden": HIDDEN,
         "batch": BATCH,
@@ -522,37 +519,18 @@ def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None, 
         "dropped": DROPPED,
         "quick": quick,
     }
-    settings = json.loads(json.dumps(settings))
-    if result and result["settings"] != settings:
-        print(f"error: {json_path} was made with other settings; name another file")
-        return 1
-    if not result:
-        about = {name: getattr(task, name) for name in ("name", "split", "note", "source", "licence")}
+
+    def about() -> dict[str, Any]:
         order = {"seed": _PERMUTATION_SEED, "order": permutation(task.steps).tolist()}
         found = {name: softmax_regression(task, summary) for name, summary in REFERENCES.items()}
-        result = {"task": {**about, "permutation": order, "references": found}, "settings": settings}
-        result |= {"versions": timing.versions(), "runs": []}
-    runs = result["runs"]
-    known = {tuple(one[key] for key in _KEY) for one in runs}
-    while missing := next((one for one in _wanted(runs, quick, full) if tuple(one.values()) not in known), None):
-        part = missing.pop("part")
-        one = {**train(task, **missing, epochs=settings["epochs"]), "part": part}
-        runs.append(one)
-        known.add(tuple(one[key] for key in _KEY))
-        settled = ", ".join(f"{key} {one[key]}" for key in _KEY[1:])
-        print(f"{one['model']}, {settled}: validation {one['validation']:.3f}, test {one['test']:.3f}", flush=True)
-        _write(json_path, result)
+        return {"permutation": order, "references": found}
+
+    result = experiment.opened(json_path, settings, task, about)
+    if result is None:
+        return 1
+    make = partial(train, task, epochs=settings["epochs"])
+    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick, full), make)
     print(*table(result), sep="\n")
     if out is not None:
         pictures(result, out)
     return 0
-
-
-def _write(path: Path, result: Mapping[str, Any]) -> None:
-    """Whole or not at all: a run that is cut off goes on from here. A list of numbers is one line."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(result, indent=1)
-    text = re.sub(r"\[[^\[\]{}\"]*\]", lambda found: " ".join(found[0].split()), text)
-    temporary = path.with_suffix(".part")
-    temporary.write_text(text + "\n")
-    os.replace(temporary, path)
