@@ -455,3 +455,11 @@ def test_a_value_with_the_negative_bit_is_read_negated():
     options = {"values": values, "spike": surrogate.atan()}
     found = [recurrence.run(neuron, x, weight, **options, backend=backend).states[0] for backend in ("torch", "cpu")]
     torch.testing.assert_close(*found, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("span", [0, -1, True, 1.5, None])
+def test_a_foreign_step_refuses_a_span_that_is_none(span):
+    called = []
+    with pytest.raises(ValueError, match="span must be a whole number of at least 1, got"):
+        recurrence.run_foreign(called.append, X, lambda s: s, span=span)
+    assert not called
