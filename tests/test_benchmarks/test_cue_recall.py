@@ -3,7 +3,7 @@
 import pytest
 
 from benchmarks import demo, hosts
-from benchmarks.tasks import cue_recall
+from benchmarks.accuracy.tasks import cue_recall
 from snn_ext.neurons import BINARY
 
 

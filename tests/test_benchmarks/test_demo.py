@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import __main__ as command_line
 from benchmarks import demo, hosts
-from benchmarks.tasks import cue_recall, spoken_digits
+from benchmarks.accuracy.tasks import cue_recall, spoken_digits
 from snn_ext.neurons import BINARY
 
 HOSTS = ("snntorch", "spikingjelly")

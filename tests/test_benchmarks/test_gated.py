@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import gated
-from benchmarks.tasks import FRAMES, first_digit
+from benchmarks.accuracy import gated
+from benchmarks.accuracy.tasks import FRAMES, first_digit
 from snn_ext import training
 
 

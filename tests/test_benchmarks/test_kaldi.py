@@ -10,8 +10,8 @@ import struct
 import numpy as np
 import pytest
 
-from benchmarks import kaldi
-from benchmarks.kaldi import KaldiError
+from benchmarks.data import kaldi
+from benchmarks.data.kaldi import KaldiError
 from benchmarks.recipes import FOLDER, Recipe, RecipeError, Setting, parse, recipe
 
 RECIPE = recipe("ponghiran_roy_2022")

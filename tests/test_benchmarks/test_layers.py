@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import layers
+from benchmarks.speed import layers
 from snn_ext import recurrence
 
 
@@ -40,7 +40,7 @@ def test_the_second_activity_is_that_of_trained_networks():
 
 
 def test_targets_are_figures_that_are_measured(tmp_path, capsys):
-    targets = Path(layers.__file__).with_name("targets.json")
+    targets = Path(command_line.__file__).with_name("targets.json")
     asked = json.loads(targets.read_text())["layers"]["targets"]
     read = tmp_path / "result.json"
     quiet = {"load_average": 0.0, "pressure_avg10_percent": None}

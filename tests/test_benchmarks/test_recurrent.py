@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import recurrent, report, timing
+from benchmarks.speed import recurrent, report, timing
 from snn_ext import connection, sequence
 
 SHAPE = recurrent.QUICK
 SRC, FEW, ASRC, ALONE = recurrent.CASES
-TARGETS = Path(recurrent.__file__).with_name("targets.json")
+TARGETS = Path(command_line.__file__).with_name("targets.json")
 MEASURE = {"backend": "torch", "rounds": 2, "budget": 20.0}
 
 
@@ -23,7 +23,7 @@ def in_process(monkeypatch):
     """The children's work in this process."""
 
     def child(module, arguments, job, environment):
-        assert (module, arguments) == ("benchmarks.recurrent", [])
+        assert (module, arguments) == ("benchmarks.speed.recurrent", [])
         return json.loads(json.dumps(recurrent.run_memory(**json.loads(json.dumps(job)))))
 
     monkeypatch.setattr(recurrent, "child", child)
@@ -254,7 +254,7 @@ def test_peak_memory_in_a_process_of_its_own():
     job = {"shape": (100, 16, 256), "backend": "torch", "threads": 1}
     (src,) = (at for at, case in enumerate(recurrent.CASES) if case is SRC)
     one = {"number": src, "column": "span 8, official loop"}
-    grown = timing.child("benchmarks.recurrent", [], job | one, {})
+    grown = timing.child("benchmarks.speed.recurrent", [], job | one, {})
     assert grown is None or 8 < grown < 25
 
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import data, skip
+from benchmarks.accuracy import skip
+from benchmarks.data import handwritten
 from benchmarks.recipes import RecipeError, recipe
 from snn_ext import connection
 
@@ -18,7 +19,7 @@ RECIPE = recipe("xu_2025")
 def task(images_package, monkeypatch):
     """Few and short sequences of generated images."""
     monkeypatch.setattr(skip, "SIDE", 7)
-    return skip.permuted_digits(data.images(images_package), quick=True)
+    return skip.permuted_digits(handwritten.images(images_package), quick=True)
 
 
 @pytest.fixture
@@ -251,9 +252,9 @@ def test_full_is_three_models_and_every_pixel(images_package):
     assert [(one["model"], one["rate"], one["part"]) for one in wanted] == [
         (model, 1e-2, "search") for model in ("LIF vanilla", "LIF SRC 32", "LIF ASRC")
     ]
-    task = skip.permuted_digits(data.images(images_package), quick=True, side=28)
+    task = skip.permuted_digits(handwritten.images(images_package), quick=True, side=28)
     assert task.name == "permuted_digits_784" and task.steps == 784
     pixel = torch.argsort(skip.permutation(784))  # step at which a pixel is shown
-    pooled = skip.permuted_digits(data.images(images_package), quick=True, side=14)
+    pooled = skip.permuted_digits(handwritten.images(images_package), quick=True, side=14)
     full = task.test.x[pixel, :, 0].view(14, 2, 14, 2, -1).mean((1, 3)).flatten(0, 1)
     assert torch.allclose(pooled.test.x[torch.argsort(skip.permutation(196)), :, 0], full, atol=1e-6)

@@ -9,12 +9,14 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks import speed, timing
-from benchmarks.speed_cases import CASES, QUICK, SHAPES
+from benchmarks import machine
+from benchmarks.speed import neurons as speed
+from benchmarks.speed import timing
+from benchmarks.speed.cases import CASES, QUICK, SHAPES
 from snn_ext import sequence
 from snn_ext.kernels import cpu
 
-TARGETS = Path(speed.__file__).with_name("targets.json")
+TARGETS = Path(command_line.__file__).with_name("targets.json")
 MEASURE = {"rounds": 2, "budget": 20.0, "compile_seconds": 0.0}
 HERE = {"import": 0.0, "call": 0.0}
 
@@ -24,7 +26,9 @@ def in_process(monkeypatch):
     """The children's work in this process, so that a test can break something."""
 
     def child(module, arguments, job, environment):
-        answer = speed.JOBS[arguments[0]](**json.loads(json.dumps(job))) if module == "benchmarks.speed" else HERE
+        answer = (
+            speed.JOBS[arguments[0]](**json.loads(json.dumps(job))) if module == "benchmarks.speed.neurons" else HERE
+        )
         return json.loads(json.dumps(answer))
 
     monkeypatch.setattr(speed, "child", child)
@@ -125,7 +129,7 @@ def test_without_a_compiler_bandwidth_is_left_out(monkeypatch):
 
     monkeypatch.setattr(cpu, "_compiler", none)
     assert speed.measure(CASES["LIF"], QUICK[0], "torch", **MEASURE)["bandwidth"] == {"left_out": "no C++ compiler"}
-    assert timing.versions()["compiler"] == "none"
+    assert machine.versions()["compiler"] == "none"
 
 
 # ---------------------------------------------------------------- arithmetic
@@ -193,7 +197,7 @@ def test_peak_memory_sees_what_was_freed_again():
 def test_a_training_step_of_the_loop_keeps_several_inputs():
     # In a process of its own, as the command does: this one's heap has room from other tests.
     job = {"name": "TC-LIF", "shape": (64, 64, 512), "column": "eager by hand", "backend": "torch", "threads": 1}
-    times = speed.child("benchmarks.speed", ["memory"], job, {})
+    times = speed.child("benchmarks.speed.neurons", ["memory"], job, {})
     assert times is None or 5 < times < 20
 
 

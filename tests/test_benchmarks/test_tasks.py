@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.tasks import cue_recall, spoken_digits
+from benchmarks.accuracy.tasks import cue_recall, spoken_digits
 
 
 def first(task, seed, count=3):

@@ -75,7 +75,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .recipes import Recipe
+from ..recipes import Recipe
 
 _PIECE = 1 << 24  # bytes read at a time: a damaged size fails at the end of the file, not in the allocator
 

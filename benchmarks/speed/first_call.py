@@ -1,6 +1,6 @@
 """Seconds of the first call of a process, on top of importing torch and the installed hosts.
 
-``python -m benchmarks.first_call BACKEND`` prints ``{import, call}`` as JSON.
+``python -m benchmarks.speed.first_call BACKEND`` prints ``{import, call}`` as JSON.
 """
 
 import gc

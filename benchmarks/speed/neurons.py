@@ -54,10 +54,11 @@ from torch import Tensor
 from snn_ext import sequence
 from snn_ext.kernels import cpu, op
 
+from .. import machine
+from ..hosts import Missing, require
 from . import report, timing
-from .hosts import Missing, require
+from .cases import CASES, QUICK, SHAPES, Built, Case, Shape
 from .report import label
-from .speed_cases import CASES, QUICK, SHAPES, Built, Case, Shape
 from .timing import Call, Spread, Traffic, child
 
 OVERHEAD: Shape = (4, 16)
@@ -286,25 +287,25 @@ def collect(names: Sequence[str], shapes: Sequence[Shape], settings: dict[str, A
     result: dict[str, Any] = {
         "quick": quick,
         "settings": settings,
-        "versions": timing.versions(),
-        "machine": timing.machine(),
+        "versions": machine.versions(),
+        "machine": machine.machine(),
     }
-    result |= {"quiet": {"before": timing.quiet()}, "runs": {}, "memory": []}
+    result |= {"quiet": {"before": machine.quiet()}, "runs": {}, "memory": []}
     for allocator, environment in timing.ALLOCATORS.items():
         print(f"timing, {allocator} allocator", file=sys.stderr)
         job = {"names": names, "shapes": shapes, **settings}
         # A cached compilation would not show what compiling costs.
         environment = {**environment, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-        result["runs"][allocator] = child("benchmarks.speed", ["cases"], job, environment)
+        result["runs"][allocator] = child("benchmarks.speed.neurons", ["cases"], job, environment)
     for case in result["runs"]["default"]["cases"]:
         for column in ("ours", "eager reference", "eager by hand"):
             large = 4 * math.prod(case["shape"]) >= SMALLEST_FOR_MEMORY
             if large and column not in case["left_out"] and not case["red"]:
                 one = {"name": case["neuron"], "shape": case["shape"], "column": column}
                 job = {**one, "backend": settings["backend"], "threads": settings["threads"]}
-                result["memory"].append({**one, "times_input": child("benchmarks.speed", ["memory"], job, {})})
+                result["memory"].append({**one, "times_input": child("benchmarks.speed.neurons", ["memory"], job, {})})
     result["first_call"] = first_call(settings["backend"])
-    result["quiet"]["after"] = timing.quiet()
+    result["quiet"]["after"] = machine.quiet()
     return result
 
 
@@ -314,7 +315,7 @@ def first_call(backend: str) -> dict[str, Any]:
         sequence.check_backend(backend)
         with tempfile.TemporaryDirectory() as folder:
             return {
-                name: child("benchmarks.first_call", [backend], None, {"SNN_EXT_CACHE": folder})
+                name: child("benchmarks.speed.first_call", [backend], None, {"SNN_EXT_CACHE": folder})
                 for name in ("empty cache", "warm cache")
             }
     except RuntimeError as error:

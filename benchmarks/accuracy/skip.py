@@ -69,8 +69,9 @@ from snn_ext.core import surrogate
 from snn_ext.neurons.lif import lif
 from snn_ext.neurons.lstm_lif import betas, lstm_lif
 
-from . import data, experiment
-from .hosts import require
+from ..data import handwritten
+from ..hosts import require
+from . import experiment
 from .tasks import Batch, Task
 
 Cell = Literal["LIF", "LSTM-LIF"]
@@ -98,7 +99,7 @@ def permutation(steps: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(_PERMUTATION_SEED).permutation(steps))
 
 
-def permuted_digits(source: data.Images, quick: bool = False, side: int | None = None) -> Task:
+def permuted_digits(source: handwritten.Images, quick: bool = False, side: int | None = None) -> Task:
     """Handwritten digits, a pixel a step in an order that is permuted: which digit is it?
 
     Args:
@@ -147,8 +148,8 @@ def permuted_digits(source: data.Images, quick: bool = False, side: int | None =
         f"split seed {_SPLIT_SEED}",
         heard=steps,
         note="real images of MNIST, but not its official test set: not to be compared with published MNIST accuracy",
-        source=data.IMAGES_SOURCE,
-        licence=data.IMAGES_LICENCE,
+        source=handwritten.SOURCE,
+        licence=handwritten.LICENCE,
     )
 
 
@@ -503,7 +504,7 @@ def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None, 
     """The command: run what is missing in the file, one at a time, then print and draw."""
     if out is not None:
         require("matplotlib", "bench")
-    task = permuted_digits(data.images(data_path), quick, FULL_SIDE if full else None)
+    task = permuted_digits(handwritten.images(data_path), quick, FULL_SIDE if full else None)
     settings: dict[str, Any] = {
         "epochs": 2 if quick else EPOCHS,
         "hidden": HIDDEN,

@@ -16,7 +16,7 @@ says how many in the second half of a sequence; where the range follows the pote
 The file of ``--json`` holds::
 
     settings  {threads, rounds, backend}
-    versions, machine, quiet  as benchmarks/speed.py
+    versions, machine, quiet  as benchmarks/speed/neurons.py
     cases     [{shape: [T, N, D, H], activity, density: {column of ours: fraction not zero},
               unlike: {"v1", "v2": fraction}, seconds: {column: quartiles}, ratios: {figure: quartiles over rounds}}]
 """
@@ -36,6 +36,7 @@ from snn_ext import recurrence, sequence
 from snn_ext.core.quantize import EPSILON, MultiBit
 from snn_ext.neurons import gated_synaptic
 
+from .. import machine
 from . import report, timing
 
 SHAPES = ((100, 64, 40, 550), (250, 128, 140, 256))
@@ -233,12 +234,12 @@ def collect(threads: int | None, rounds: int, backend: str, quick: bool) -> dict
     torch.set_num_threads(threads)
     result: dict[str, Any] = {
         "settings": {"threads": threads, "rounds": rounds, "backend": backend},
-        "versions": timing.versions(),
-        "machine": timing.machine(),
-        "quiet": {"before": timing.quiet()},
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+        "quiet": {"before": machine.quiet()},
     }
     result["cases"] = [
         measure(shape, backend, rounds, activity) for shape in (QUICK if quick else SHAPES) for activity in ACTIVITIES
     ]
-    result["quiet"]["after"] = timing.quiet()
+    result["quiet"]["after"] = machine.quiet()
     return result

@@ -24,7 +24,7 @@ has fewer of them. The file of ``--json`` holds::
 
     quick     true: small, two rounds; the numbers mean nothing
     settings  {backend, threads, rounds, budget}: the last in seconds for one column of one case
-    versions, machine, quiet  as benchmarks/speed.py
+    versions, machine, quiet  as benchmarks/speed/neurons.py
     cases     [{title, shape, density, red, left_out, unlike, eager, seconds, ratios}]
       density   {span or K: fraction of ones among the outputs}
       red       what is wrong, in words; with one, nothing is timed
@@ -57,8 +57,9 @@ from snn_ext import connection, sequence
 from snn_ext.core import surrogate
 from snn_ext.neurons import lif
 
+from .. import machine
+from ..hosts import Missing, require
 from . import report, timing
-from .hosts import Missing, require
 from .timing import child
 
 SHAPE, QUICK = (784, 64, 256), (60, 4, 16)
@@ -429,7 +430,7 @@ def memory(cases: Sequence[Mapping[str, Any]], shape: Sequence[int], backend: st
         for column in columns.values():
             if column in done["seconds"]:
                 job = {"number": number, "shape": CASES[number].shape(shape), "column": column}
-                grown = child("benchmarks.recurrent", [], job | {"backend": backend, "threads": threads}, {})
+                grown = child("benchmarks.speed.recurrent", [], job | {"backend": backend, "threads": threads}, {})
                 found.append({"title": done["title"], "column": column, "times_sequence": grown})
     return found
 
@@ -508,9 +509,9 @@ def collect(threads: int | None, rounds: int, budget: float, backend: str, quick
     result: dict[str, Any] = {
         "quick": quick,
         "settings": {"backend": backend, "threads": threads, "rounds": rounds, "budget": budget},
-        "versions": timing.versions(),
-        "machine": timing.machine(),
-        "quiet": {"before": timing.quiet()},
+        "versions": machine.versions(),
+        "machine": machine.machine(),
+        "quiet": {"before": machine.quiet()},
         "cases": [],
         "memory": [],
     }
@@ -518,7 +519,7 @@ def collect(threads: int | None, rounds: int, budget: float, backend: str, quick
         print(f"  {case.title} {report.label(case.shape(shape))}", file=sys.stderr, flush=True)
         result["cases"].append(measure(case, shape, backend, rounds, budget))
     result["memory"] = memory(result["cases"], shape, backend, threads)
-    result["quiet"]["after"] = timing.quiet()
+    result["quiet"]["after"] = machine.quiet()
     return result
 
 

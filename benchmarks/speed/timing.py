@@ -10,7 +10,6 @@ import gc
 import json
 import math
 import os
-import platform
 import random
 import resource
 import statistics
@@ -18,13 +17,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from snn_ext.kernels import cpu
+
+from .. import machine
 
 Call = Callable[[], object]
 Round = dict[str, dict[str, float]]
@@ -111,50 +111,7 @@ def ratio(rounds: Sequence[Round], slow: str, fast: str) -> Spread:
     return Spread.of(pairs)
 
 
-# ---------------------------------------------------------------- the machine
-
-
-def versions() -> dict[str, str]:
-    """Of everything that decides a figure."""
-    found = {"python": platform.python_version()}
-    for package in ("snn_ext", "torch", "numpy", "snntorch", "spikingjelly"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    try:
-        return found | {"compiler": cpu._compiler()[1].splitlines()[0]}
-    except cpu.NoCompiler:
-        return found | {"compiler": "none"}
-
-
-def machine() -> dict[str, Any]:
-    """Processor, cores, bytes of last-level cache (``None`` where the system does not say), memory."""
-    processor = platform.processor() or platform.machine()
-    for line in _lines("/proc/cpuinfo"):
-        if line.startswith("model name"):
-            processor = line.split(":", 1)[1].strip()
-            break
-    caches = [_lines(path)[0] for path in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))]
-    units = {"K": 2**10, "M": 2**20}
-    return {
-        "system": platform.platform(),
-        "processor": processor,
-        "cores": os.cpu_count(),
-        "last_level_cache": max((int(size[:-1]) * units[size[-1]] for size in caches), default=None),
-        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
-    }
-
-
-def quiet() -> dict[str, float | None]:
-    """How busy the machine is: load average of a minute, and the share of time that work waited."""
-    pressure = next((line for line in _lines("/proc/pressure/cpu") if line.startswith("some")), None)
-    waited = None if pressure is None else float(pressure.split("avg10=")[1].split()[0])
-    return {"load_average": os.getloadavg()[0], "pressure_avg10_percent": waited}
-
-
-def _lines(path: str | Path) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
+# ---------------------------------------------------------------- what the machine can do
 
 
 _TRIAD = r"""
@@ -234,7 +191,7 @@ def child(module: str, arguments: Sequence[str], job: Any, environment: Mapping[
         stdout=subprocess.PIPE,
         text=True,
         env={**inherited, **environment},
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         check=False,
     )
     if done.returncode:
@@ -256,5 +213,5 @@ def peak_memory(call: Call) -> int | None:
 
 
 def _status(name: str) -> int:
-    line = next(line for line in _lines("/proc/self/status") if line.startswith(name + ":"))
+    line = next(line for line in machine.lines("/proc/self/status") if line.startswith(name + ":"))
     return int(line.split()[1]) * 1024

@@ -1,0 +1,1 @@
+"""Experiments: what is trained on what, and what came out."""

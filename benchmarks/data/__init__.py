@@ -1,0 +1,1 @@
+"""Data sets: where each is had, in what form, under what licence."""

@@ -1,0 +1,54 @@
+"""What a result was measured with: versions, machine, and how busy it was."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from snn_ext.kernels import cpu
+
+
+def versions() -> dict[str, str]:
+    """Of everything that decides a figure."""
+    found = {"python": platform.python_version()}
+    for package in ("snn_ext", "torch", "numpy", "snntorch", "spikingjelly"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    try:
+        return found | {"compiler": cpu._compiler()[1].splitlines()[0]}
+    except cpu.NoCompiler:
+        return found | {"compiler": "none"}
+
+
+def machine() -> dict[str, Any]:
+    """Processor, cores, bytes of last-level cache (``None`` where the system does not say), memory."""
+    processor = platform.processor() or platform.machine()
+    for line in lines("/proc/cpuinfo"):
+        if line.startswith("model name"):
+            processor = line.split(":", 1)[1].strip()
+            break
+    caches = [lines(path)[0] for path in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))]
+    units = {"K": 2**10, "M": 2**20}
+    return {
+        "system": platform.platform(),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "last_level_cache": max((int(size[:-1]) * units[size[-1]] for size in caches), default=None),
+        "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
+    }
+
+
+def quiet() -> dict[str, float | None]:
+    """How busy the machine is: load average of a minute, and the share of time that work waited."""
+    pressure = next((line for line in lines("/proc/pressure/cpu") if line.startswith("some")), None)
+    waited = None if pressure is None else float(pressure.split("avg10=")[1].split()[0])
+    return {"load_average": os.getloadavg()[0], "pressure_avg10_percent": waited}
+
+
+def lines(path: str | Path) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []

@@ -1,0 +1,1 @@
+"""Timings: everything that is timed was first shown to be right."""
