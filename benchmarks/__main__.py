@@ -56,6 +56,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     skip.add_argument("--full", action="store_true", help="784 steps, three of the models, one rate; another hour")
     skip.add_argument("--quick", action="store_true", help="two epochs each, to see that it runs; no result")
     skip.set_defaults(command="skip")
+    accuracy = commands.add_parser(
+        "accuracy",
+        help="train a published recipe, or run one of our experiments; minutes to days",
+        description="Train a network as a paper did (--recipe; see benchmarks/accuracy/recipe.py), or run an "
+        "experiment of ours (--experiment; see the module of that name in benchmarks/accuracy). Both resume.",
+    )
+    add = accuracy.add_mutually_exclusive_group(required=True).add_argument
+    add("--recipe", metavar="NAME", help="a file of benchmarks/recipes; alone it lists its tasks")
+    add("--experiment", metavar="NAME", help="one of benchmarks.accuracy.EXPERIMENTS")
+    add = accuracy.add_argument
+    add("--json", dest="json_path", type=Path, metavar="OUT", help="the results (NAME.json)")
+    add("--out", type=Path, metavar="FOLDER", help="pictures of an experiment; checkpoints and logs of a recipe")
+    add("--data", dest="data_path", type=Path, metavar="PATH", help="where the data set is (the cache)")
+    add("--quick", action="store_true", help="very short, to see that it runs; no result")
+    experiment = accuracy.add_argument_group("only with --experiment").add_argument
+    experiment("--budget", type=float, metavar="S", help="start no run after so many seconds")
+    recipe = accuracy.add_argument_group("only with --recipe").add_argument
+    recipe("--task", metavar="NAME", help="a data set of the recipe; --recipe alone lists them")
+    recipe("--network", metavar="NAME", help="a network of the task, where there are several")
+    recipe("--host", choices=("snntorch", "spikingjelly"), help="default: the one installed, snnTorch first")
+    recipe("--set", dest="overrides", action="append", metavar="KEY=VALUE", help="another value than the recipe's")
+    recipe("--seeds", "--seed", type=int, nargs="+", metavar="N", help="a run for each (the recipe's, or 0)")
+    recipe("--device", help="such as cpu or cuda (cuda where there is one)")
+    recipe("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    recipe("--tensorboard", action="store_true", help="also log for TensorBoard, which must be installed")
+    accuracy.set_defaults(command="accuracy")
     layers = commands.add_parser(
         "layers",
         help="time the gated synaptic layers against a step loop, GRU and LSTM; minutes",
@@ -122,6 +148,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .accuracy import gated as gating
 
             return gating.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.png)
+        if arguments.command == "accuracy":
+            return _accuracy(accuracy, arguments)
         for package in ("matplotlib", "tqdm"):
             require(package, "bench")
         from . import demo as command
@@ -138,6 +166,31 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+_OF_RECIPE = ("task", "network", "host", "overrides", "seeds", "device", "resume", "tensorboard")
+_OF_EXPERIMENT = ("budget",)
+
+
+def _accuracy(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    """Train a recipe, or run an experiment."""
+    shared = {name: getattr(arguments, name) for name in ("json_path", "quick", "out", "data_path")}
+    kind, foreign = ("recipe", _OF_EXPERIMENT) if arguments.experiment is None else ("experiment", _OF_RECIPE)
+    for name in foreign:
+        if getattr(arguments, name):
+            option = {"overrides": "set"}.get(name, name)
+            parser.error(f"--{option} does not go with --{kind}")
+    if kind == "recipe":
+        from .accuracy import recipe
+
+        return recipe.run(arguments.recipe, **shared, **{name: getattr(arguments, name) for name in _OF_RECIPE})
+    from .accuracy import EXPERIMENTS
+
+    name = arguments.experiment
+    if name not in EXPERIMENTS:
+        parser.error(f"no experiment {name!r}; there are {', '.join(sorted(EXPERIMENTS)) or 'none'}")
+    shared["json_path"] = shared["json_path"] or Path(f"{name}.json")
+    return import_module(EXPERIMENTS[name]).run(**shared, budget=arguments.budget)
 
 
 def _reported(add: Callable[..., Any]) -> None:
