@@ -8,7 +8,8 @@ numbers: a sequence, its steps one by one, and its chunks with carried states ag
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from threading import get_ident
 from typing import Any, NamedTuple, get_args
 
@@ -380,30 +381,28 @@ def _run_kernels(number: int, call: Call, spike: Surrogate, inputs: Tensors) -> 
 _watchers: list[Callable[..., None]] = []
 
 
-def explained(module: nn.Module, x: Any) -> str:
-    """See :func:`snn_ext.explain`."""
-    names = {one: name for name, one in module.named_modules()}
+@contextmanager
+def inspected(module: nn.Module, watch: Callable[..., None]) -> Iterator[list[nn.Module]]:
+    """Within it a module is in evaluation, without gradients; after it everything in it is as it was.
+
+    Args:
+        module: what is going to be called.
+        watch: is called with each call of a neuron of this package, its first input, whether it is a single step,
+            what :func:`choose` returns, and the name of the backend that is about.
+
+    Yields:
+        the modules that are running, the innermost last.
+    """
     running: list[nn.Module] = []
-    lines: list[str] = []
     thread = get_ident()
 
-    def watch(call: Call, like: Tensor, single: bool, found: int | str, wanted: str) -> None:
-        if get_ident() != thread:
-            return
-        where = running[-1] if running else module
-        label = f"{names[where]} ({type(where).__name__})" if names[where] else type(where).__name__
-        what = "step" if single else "sequence"
-        ran = f"torch, because {found}" if isinstance(found, str) else wanted
-        lines.append(f"{label}: {what} {list(like.shape)} {like.dtype} on {like.device}, backend={call.backend!r}")
-        lines.append(f"  runs in {ran}")
-        for other in kernels.MACHINES:
-            if other != ran:
-                reason = kernels.unavailable(other) or kernels_for(call, like, other)
-                lines.append(f"  not {other}: {reason if isinstance(reason, str) else 'it can run, but is not chosen'}")
+    def here(*seen: Any) -> None:
+        if get_ident() == thread:
+            watch(*seen)
 
     kept = _shallow(module)
     buffers = {buffer: buffer.detach().clone() for buffer in module.buffers()}
-    _watchers.append(watch)
+    _watchers.append(here)
     try:
         for one in module.modules():
             held = one._buffers  # what the run writes into buffers, it writes into copies
@@ -412,12 +411,39 @@ def explained(module: nn.Module, x: Any) -> str:
             one.register_forward_hook(lambda *_: running.pop() and None)
         module.eval()
         with torch.no_grad():
-            module(*x) if isinstance(x, tuple) else module(x)
+            yield running
     finally:
-        _watchers.remove(watch)
+        _watchers.remove(here)
         for container, content in kept:  # in place: handles of the caller's hooks and other names refer to them
             container.clear()
             (container.extend if isinstance(container, list) else container.update)(content)
+
+
+def labels(module: nn.Module) -> dict[nn.Module, str]:
+    """What to call a module and those in it: the path, and the class."""
+    return {
+        one: f"{name} ({type(one).__name__})" if name else type(one).__name__ for name, one in module.named_modules()
+    }
+
+
+def explained(module: nn.Module, x: Any) -> str:
+    """See :func:`snn_ext.explain`."""
+    names = labels(module)
+    lines: list[str] = []
+
+    def watch(call: Call, like: Tensor, single: bool, found: int | str, wanted: str) -> None:
+        what = "step" if single else "sequence"
+        ran = f"torch, because {found}" if isinstance(found, str) else wanted
+        label = names[running[-1] if running else module]
+        lines.append(f"{label}: {what} {list(like.shape)} {like.dtype} on {like.device}, backend={call.backend!r}")
+        lines.append(f"  runs in {ran}")
+        for other in kernels.MACHINES:
+            if other != ran:
+                reason = kernels.unavailable(other) or kernels_for(call, like, other)
+                lines.append(f"  not {other}: {reason if isinstance(reason, str) else 'it can run, but is not chosen'}")
+
+    with inspected(module, watch) as running:
+        module(*x) if isinstance(x, tuple) else module(x)
     return "\n".join(lines) or "no neuron of snn_ext ran"
 
 
