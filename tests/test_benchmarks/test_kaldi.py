@@ -625,7 +625,7 @@ def test_the_recipe_agrees_with_itself():
 def test_a_setting_or_recipe_that_is_not_there():
     with pytest.raises(KeyError, match=r"timit\.decode\.bean.*timit\.decode\.beam"):
         RECIPE["timit.decode.bean"]
-    with pytest.raises(RecipeError, match=r"no recipe 'other'; there are \['ponghiran_roy_2022'"):
+    with pytest.raises(RecipeError, match=r"no recipe 'other'; there are \[.*'ponghiran_roy_2022'"):
         recipe("other")
 
 
