@@ -1,0 +1,355 @@
+"""The papers' networks in each host, from settings.
+
+Settings are a mapping by dotted name, as :mod:`benchmarks.accuracy.recipe` chooses them. Three kinds of network:
+
+- :class:`Stack`: Linear, dropout, neurons, layer by layer, and a Linear summed over all steps; a layer may hear
+  itself (LSTM-LIF, TC-LIF, SRC, ASRC);
+- :class:`Convolutions`: the nets of PLIF, with KLIF neurons;
+- :class:`PerFrame`: the gated synaptic layers and their baseline, with scores for every frame.
+
+The neurons are this package's, in the host's form; all else is torch. Every call starts from a reset state. SpikingJelly's
+nodes fire at the threshold, snnTorch's above it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from snn_ext.core import surrogate
+
+Settings = Mapping[str, Any]
+SURROGATES = {"triangle": surrogate.triangle(), "atan": surrogate.atan(2.0)}
+
+
+class SettingError(ValueError):
+    """A setting that does not fit, by name: what was expected, what came."""
+
+
+class Parts(Protocol):
+    """What the hosts do differently."""
+
+    def neuron(self, settings: Settings) -> nn.Module:
+        """Neurons of one layer."""
+
+    def hearing(self, neuron: nn.Module, width: int, span: int, product: nn.Module | None) -> nn.Module:
+        """... that hear themselves from ``span`` steps back."""
+
+    def adaptive(self, neuron: nn.Module, width: int, max_span: int, settings: Settings) -> nn.Module:
+        """... from as many steps back as they learn to."""
+
+    def coded(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
+        """A layer of synaptic neurons with its weights: ``"baseline"``, ``"v1"`` or ``"v2"``."""
+
+    def encoder(self, settings: Settings) -> nn.Module:
+        """Multi-bit codes of the input."""
+
+    def finish(self, net: nn.Module) -> None:
+        """Once, after everything is built."""
+
+    def begin(self, net: nn.Module) -> None:
+        """Reset the states of a network."""
+
+
+class SnnTorch:
+    """The parts in snnTorch."""
+
+    def __init__(self) -> None:
+        from snn_ext import snntorch as face
+
+        self.face: Any = face
+
+    def neuron(self, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        kind = settings["neuron.kind"]
+        common = {
+            "threshold": settings["neuron.threshold"],
+            "spike_grad": _surrogate(settings),
+            "reset_mechanism": {"soft": "subtract", "hard": "zero"}[_reset(settings)],
+            "detach_reset": settings["neuron.detach_reset"],
+            "init_hidden": True,
+            "step_mode": False,
+        }
+        if kind == "LIF":
+            return self.face.LIF(settings["neuron.decay"], **common)
+        if kind == "KLIF":
+            return self.face.KLIF(
+                1 - 1 / settings["neuron.tau"],
+                settings["neuron.k"],
+                decay_input=settings["neuron.decay_input"],
+                scale_reset=settings["neuron.scale_reset"],
+                **common,
+            )
+        return _known(self.face, {"LSTM-LIF": "LSTMLIF", "TC-LIF": "TCLIF"}, kind)(**_compartments(settings), **common)
+
+    def hearing(self, neuron: Any, width: int, span: int, product: nn.Module | None) -> nn.Module:
+        """See :class:`Parts`."""
+        return self.face.SkipRecurrent(neuron, None if product else width, span, recurrent=product)
+
+    def adaptive(self, neuron: Any, width: int, max_span: int, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        return self.face.AdaptiveSkipRecurrent(neuron, width, max_span, **_temperature(settings))
+
+    def coded(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        return _coded(self.face, kind, inputs, width, settings, init_hidden=True, step_mode=False)
+
+    def encoder(self, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        return self.face.SynapticLIF(0.0, **_codes(settings), init_hidden=True, step_mode=False)
+
+    def finish(self, net: nn.Module) -> None:
+        """See :class:`Parts`."""
+
+    def begin(self, net: nn.Module) -> None:
+        """See :class:`Parts`."""
+        for module in net.modules():
+            if isinstance(module, self.face.SequenceNeuron):
+                module.reset_mem()
+
+
+class SpikingJelly:
+    """The parts in SpikingJelly."""
+
+    def __init__(self) -> None:
+        from spikingjelly.activation_based import functional
+
+        from snn_ext import spikingjelly as face
+
+        self.face: Any = face
+        self.functional: Any = functional
+
+    def neuron(self, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        kind = settings["neuron.kind"]
+        common = {
+            "v_threshold": settings["neuron.threshold"],
+            "v_reset": {"soft": None, "hard": 0.0}[_reset(settings)],
+            "surrogate_function": _surrogate(settings),
+            "detach_reset": settings["neuron.detach_reset"],
+        }
+        if kind == "LIF":
+            # The decay of the potential; the input is not scaled.
+            return self.face.LIFNode(1 / (1 - settings["neuron.decay"]), decay_input=False, **common)
+        if kind == "KLIF":
+            return self.face.KLIFNode(
+                settings["neuron.scale_reset"],
+                settings["neuron.tau"],
+                settings["neuron.decay_input"],
+                k=settings["neuron.k"],
+                **common,
+            )
+        names = {"LSTM-LIF": "LSTMLIFNode", "TC-LIF": "TCLIFNode"}
+        return _known(self.face, names, kind)(**_compartments(settings), **common)
+
+    def hearing(self, neuron: nn.Module, width: int, span: int, product: nn.Module | None) -> nn.Module:
+        """See :class:`Parts`."""
+        return self.face.SkipRecurrentContainer(neuron, width, span, recurrent=product)
+
+    def adaptive(self, neuron: nn.Module, width: int, max_span: int, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        return self.face.AdaptiveSkipRecurrentContainer(neuron, width, max_span, **_temperature(settings))
+
+    def coded(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        return _coded(self.face, kind, inputs, width, settings)
+
+    def encoder(self, settings: Settings) -> nn.Module:
+        """See :class:`Parts`."""
+        return self.face.SynapticLIFNode(0.0, learn_beta=False, **_codes(settings))
+
+    def finish(self, net: nn.Module) -> None:
+        """See :class:`Parts`."""
+        self.functional.set_step_mode(net, "m")
+
+    def begin(self, net: nn.Module) -> None:
+        """See :class:`Parts`."""
+        self.functional.reset_net(net)
+
+
+HOSTS = {"snntorch": SnnTorch, "spikingjelly": SpikingJelly}
+
+
+def _known(face: Any, names: Mapping[str, str], kind: str) -> Any:
+    if kind not in names:
+        raise SettingError(f"neuron.kind must be LIF, KLIF, {' or '.join(names)}, not {kind!r}")
+    return getattr(face, names[kind])
+
+
+def _surrogate(settings: Settings) -> surrogate.Surrogate:
+    name = settings["neuron.surrogate"]
+    if name not in SURROGATES:
+        raise SettingError(f"neuron.surrogate must be one of {', '.join(SURROGATES)}, not {name!r}")
+    return SURROGATES[name]
+
+
+def _reset(settings: Settings) -> str:
+    reset = settings["neuron.reset"]
+    if reset not in ("soft", "hard"):
+        raise SettingError(f"neuron.reset must be soft or hard, not {reset!r}")
+    return reset
+
+
+def _compartments(settings: Settings) -> dict[str, Any]:
+    return {name: settings[f"neuron.{name}"] for name in ("beta1", "beta2", "gamma")}
+
+
+def _temperature(settings: Settings) -> dict[str, Any]:
+    names = ("temperature", "temperature_decay", "temperature_min")
+    return {name: settings[f"recurrence.{name}"] for name in names}
+
+
+def _codes(settings: Settings) -> dict[str, Any]:
+    return {
+        "levels": settings["network.levels"],
+        "dead_zone": settings["network.dead_zone"],
+        "range_mode": settings["quantiser.range_mode"],
+    }
+
+
+def _coded(face: Any, kind: str, inputs: int, width: int, settings: Settings, **more: Any) -> nn.Module:
+    options = {"dropout": settings["network.dropout"], **_codes(settings), **more}
+    if kind == "baseline":
+        beta = torch.full((width,), float(settings["network.decay_init"]))
+        return face.SynapticLayer(inputs, width, beta, **options)
+    return face.GatedSynapticLayer(inputs, width, kind == "v2", **options)
+
+
+# ---------------------------------------------------------------- networks
+
+
+class SequenceDropout(nn.Module):
+    """Dropout of a sequence ``[T, N, *]`` with one mask for all steps."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The same shape."""
+        return x * nn.functional.dropout(torch.ones_like(x[:1]), self.p, self.training)
+
+
+def _dropout(p: float, settings: Settings) -> list[nn.Module]:
+    if not p:
+        return []
+    mask = settings["network.dropout_mask"]
+    if mask not in ("step", "sequence"):
+        raise SettingError(f"network.dropout_mask must be step or sequence, not {mask!r}")
+    return [nn.Dropout(p) if mask == "step" else SequenceDropout(p)]
+
+
+class Stack(nn.Module):
+    """``[T, N, *]`` to scores ``[N, classes]``: the sum over time of a Linear of the last layer's spikes."""
+
+    def __init__(self, parts: Parts, settings: Settings, inputs: int, classes: int) -> None:
+        super().__init__()
+        self.parts = parts
+        hidden = settings["network.hidden"]
+        recurrent = settings.get("network.recurrent", [True] * len(hidden))
+        if len(recurrent) != len(hidden):
+            raise SettingError(
+                f"network.recurrent must say so of each of the {len(hidden)} layers of network.hidden, got {recurrent}"
+            )
+        layers: list[nn.Module] = []
+        for width, hears in zip(hidden, recurrent, strict=True):
+            layers += [nn.Linear(inputs, width, bias=settings["network.bias"])]
+            layers += _dropout(settings["network.dropout"], settings)
+            layers += [self._neurons(settings, width, hears)]
+            inputs = width
+        self.layers = nn.Sequential(*layers)
+        self.readout = nn.Linear(inputs, classes, bias=settings["network.bias"])
+        parts.finish(self)
+
+    def _neurons(self, settings: Settings, width: int, hears: bool) -> nn.Module:
+        neuron = self.parts.neuron(settings)
+        if not hears:
+            return neuron
+        if "network.max_span" in settings:
+            return self.parts.adaptive(neuron, width, settings["network.max_span"], settings)
+        if "network.span" in settings:
+            return self.parts.hearing(neuron, width, settings["network.span"], None)
+        # torch's initial values, and a bias: TC-LIF's.
+        product = nn.Linear(width, width, bias=settings["network.recurrent_bias"])
+        return self.parts.hearing(neuron, width, 1, product)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores."""
+        self.parts.begin(self)
+        return self.readout(self.layers(x.flatten(2))).sum(0)
+
+
+class EachStep(nn.Sequential):
+    """Modules without a state, applied to ``[T, N, *]`` as to one batch."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, *]``."""
+        return super().forward(x.flatten(0, 1)).unflatten(0, x.shape[:2])
+
+
+class Convolutions(nn.Module):
+    """Images ``[N, C, H, W]`` or event frames ``[T, N, C, H, W]`` to rates ``[N, classes]``: PLIF's nets.
+
+    The first convolution and norm of an image are computed once and are the current of every step.
+    """
+
+    def __init__(self, parts: Parts, settings: Settings, shape: Sequence[int], classes: int, steps: int) -> None:
+        super().__init__()
+        self.parts, self.steps, self.voters = parts, steps, settings["network.voters"]
+        channels, height, width = shape
+        modules: list[nn.Module] = []
+        for block in settings["network.blocks"]:
+            for made in block:
+                convolution = nn.Conv2d(channels, made, 3, padding=1, bias=False)
+                modules += [EachStep(convolution, nn.BatchNorm2d(made)), parts.neuron(settings)]
+                channels = made
+            modules.append(EachStep(nn.MaxPool2d(2)))
+            height, width = height // 2, width // 2
+        if not height * width:
+            raise SettingError(f"network.blocks: {len(settings['network.blocks'])} poolings leave nothing of {shape}")
+        features = settings["network.features"]
+        first, second = settings["network.dropout"]
+        modules += [nn.Flatten(2), *_dropout(first, settings)]
+        modules += [nn.Linear(channels * height * width, features, bias=False), parts.neuron(settings)]
+        modules += [*_dropout(second, settings), nn.Linear(features, self.voters * classes, bias=False)]
+        self.stem, *rest = modules
+        self.layers = nn.Sequential(*rest, parts.neuron(settings))
+        parts.finish(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rates."""
+        self.parts.begin(self)
+        current = self.stem(x.unsqueeze(0)).expand(self.steps, -1, -1, -1, -1) if x.dim() == 4 else self.stem(x)
+        spikes = self.layers(current)
+        return spikes.mean(0).unflatten(-1, (-1, self.voters)).mean(-1)
+
+
+class PerFrame(nn.Module):
+    """Features ``[T, N, F]`` to scores of every frame ``[T, N, classes]``: encoder, coded layers, a Linear."""
+
+    def __init__(self, parts: Parts, settings: Settings, inputs: int, classes: int, kind: str) -> None:
+        super().__init__()
+        self.parts = parts
+        width = settings["network.hidden"]
+        sizes = [inputs] + [width] * (settings["network.layers"] - 1)
+        modules = [parts.encoder(settings)] if settings["network.encoder"] else []
+        modules += [parts.coded(kind, size, width, settings) for size in sizes]
+        self.layers = nn.Sequential(*modules)
+        self.readout = nn.Linear(width, classes, bias=False)
+        bound = math.sqrt(0.01 / (width + classes))
+        nn.init.uniform_(self.readout.weight, -bound, bound)
+        parts.finish(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scores."""
+        self.parts.begin(self)
+        scores: Tensor = self.readout(self.layers(x))
+        return scores
+
+    def decays(self) -> list[Tensor]:
+        """The learned decays of the baseline."""
+        return [one for name, one in self.named_parameters() if name.endswith("beta")]
