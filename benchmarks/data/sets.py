@@ -66,12 +66,19 @@ def samples(read: Callable[[int], np.ndarray], labels: np.ndarray) -> Samples:
 
 @dataclass(frozen=True)
 class Parts:
-    """What a loader returns; ``note`` says how the parts came about and what the reader must know."""
+    """What a loader returns.
+
+    Attributes:
+        train, validation, test: as in :class:`DataSet`.
+        note: how the parts came about, and what the reader must know.
+        classes: where an option changes their number.
+    """
 
     train: Samples
     validation: Samples | None
     test: Samples
     note: str
+    classes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,7 @@ class Entry:
         get: fetches what is missing into a folder; None: no registry or plain address has it.
         how: in one line, how it is had.
         size: in words.
+        sizes: reads a set that :func:`load` does not, and says what is there; None: ``load`` reads it.
     """
 
     name: str
@@ -126,6 +134,7 @@ class Entry:
     get: Callable[[Path], None] | None
     how: str
     size: str
+    sizes: Callable[[Path], list[str]] | None = None
 
     def root(self, root: Path | None = None) -> Path:
         """The folder of its files: the one given, else that of the cache."""
@@ -173,7 +182,7 @@ def load(sets: Mapping[str, Entry], name: str, root: Path | None, check: bool, o
         entry.source,
         entry.licence,
         entry.attribution,
-        entry.classes,
+        parts.classes or entry.classes,
         parts.train,
         parts.validation,
         parts.test,
@@ -228,6 +237,6 @@ def counted(what: str, found: int, expected: int, check: bool) -> None:
     """Refuse a set that is not whole."""
     if check and found != expected:
         raise DataError(
-            f"{what}: {found} samples, expected {expected}; the set is not complete, or is another one. Fetch it again, "
-            "or load it as it is with check=False"
+            f"{what}: {found} samples, expected {expected}; the set is not complete, or is another one. Fetch it "
+            "again, or load it as it is with check=False"
         )
