@@ -181,9 +181,14 @@ def _accuracy(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
             option = {"overrides": "set"}.get(name, name)
             parser.error(f"--{option} does not go with --{kind}")
     if kind == "recipe":
-        from .accuracy import recipe
+        from .accuracy import recipe, train
+        from .recipes import RecipeError
 
-        return recipe.run(arguments.recipe, **shared, **{name: getattr(arguments, name) for name in _OF_RECIPE})
+        try:
+            return recipe.run(arguments.recipe, **shared, **{name: getattr(arguments, name) for name in _OF_RECIPE})
+        except (RecipeError, train.TrainingError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
     from .accuracy import EXPERIMENTS
 
     name = arguments.experiment

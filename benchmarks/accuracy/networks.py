@@ -7,14 +7,14 @@ Settings are a mapping by dotted name, as :mod:`benchmarks.accuracy.recipe` choo
 - :class:`Convolutions`: the nets of PLIF, with KLIF neurons;
 - :class:`PerFrame`: the gated synaptic layers and their baseline, with scores for every frame.
 
-The neurons are this package's, in the host's form; all else is torch. Every call starts from a reset state. SpikingJelly's
-nodes fire at the threshold, snnTorch's above it.
+The neurons are this package's, in the host's form; all else is torch. Every call starts from a reset state. The nodes
+of SpikingJelly fire at the threshold, those of snnTorch above it.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -22,12 +22,10 @@ from torch import Tensor, nn
 
 from snn_ext.core import surrogate
 
+from ..recipes import RecipeError
+
 Settings = Mapping[str, Any]
 SURROGATES = {"triangle": surrogate.triangle(), "atan": surrogate.atan(2.0)}
-
-
-class SettingError(ValueError):
-    """A setting that does not fit, by name: what was expected, what came."""
 
 
 class Parts(Protocol):
@@ -171,26 +169,26 @@ class SpikingJelly:
         self.functional.reset_net(net)
 
 
-HOSTS = {"snntorch": SnnTorch, "spikingjelly": SpikingJelly}
+HOSTS: Mapping[str, Callable[[], Parts]] = {"snntorch": SnnTorch, "spikingjelly": SpikingJelly}
 
 
 def _known(face: Any, names: Mapping[str, str], kind: str) -> Any:
     if kind not in names:
-        raise SettingError(f"neuron.kind must be LIF, KLIF, {' or '.join(names)}, not {kind!r}")
+        raise RecipeError(f"neuron.kind must be LIF, KLIF, {' or '.join(names)}, not {kind!r}")
     return getattr(face, names[kind])
 
 
 def _surrogate(settings: Settings) -> surrogate.Surrogate:
     name = settings["neuron.surrogate"]
     if name not in SURROGATES:
-        raise SettingError(f"neuron.surrogate must be one of {', '.join(SURROGATES)}, not {name!r}")
+        raise RecipeError(f"neuron.surrogate must be one of {', '.join(SURROGATES)}, not {name!r}")
     return SURROGATES[name]
 
 
 def _reset(settings: Settings) -> str:
     reset = settings["neuron.reset"]
     if reset not in ("soft", "hard"):
-        raise SettingError(f"neuron.reset must be soft or hard, not {reset!r}")
+        raise RecipeError(f"neuron.reset must be soft or hard, not {reset!r}")
     return reset
 
 
@@ -239,7 +237,7 @@ def _dropout(p: float, settings: Settings) -> list[nn.Module]:
         return []
     mask = settings["network.dropout_mask"]
     if mask not in ("step", "sequence"):
-        raise SettingError(f"network.dropout_mask must be step or sequence, not {mask!r}")
+        raise RecipeError(f"network.dropout_mask must be step or sequence, not {mask!r}")
     return [nn.Dropout(p) if mask == "step" else SequenceDropout(p)]
 
 
@@ -252,7 +250,7 @@ class Stack(nn.Module):
         hidden = settings["network.hidden"]
         recurrent = settings.get("network.recurrent", [True] * len(hidden))
         if len(recurrent) != len(hidden):
-            raise SettingError(
+            raise RecipeError(
                 f"network.recurrent must say so of each of the {len(hidden)} layers of network.hidden, got {recurrent}"
             )
         layers: list[nn.Module] = []
@@ -310,7 +308,7 @@ class Convolutions(nn.Module):
             modules.append(EachStep(nn.MaxPool2d(2)))
             height, width = height // 2, width // 2
         if not height * width:
-            raise SettingError(f"network.blocks: {len(settings['network.blocks'])} poolings leave nothing of {shape}")
+            raise RecipeError(f"network.blocks: {len(settings['network.blocks'])} poolings leave nothing of {shape}")
         features = settings["network.features"]
         first, second = settings["network.dropout"]
         modules += [nn.Flatten(2), *_dropout(first, settings)]

@@ -12,7 +12,7 @@ FOLDER = Path(__file__).parent
 
 
 class RecipeError(ValueError):
-    """A recipe is not of the form that is expected, or a setting is asked for that nobody published."""
+    """A recipe is not of the form that is expected, a setting has no published value, or one does not fit."""
 
 
 @dataclass(frozen=True)
