@@ -154,11 +154,14 @@ class Entry:
         """What to say where files are missing: which, and what to do."""
         needed = "\n".join(f"    {file.describe()}" for file in self.missing(root))
         where = "" if root == self.root() else f" --root {root}"
-        return DataError(
-            f"{self.title} is not complete in {root}; missing are\n{needed}\n"
-            f"Get it ({self.size}; {self.licence}): {self.how}\n"
-            f"then, or to fetch what can be fetched:\n    python -m benchmarks data {self.name}{where}"
+        command = f"python -m benchmarks data {self.name}{where}"
+        todo = (
+            f"Fetch it ({self.size}; licence: {self.licence}; {self.how}) with\n    {command}"
+            if self.get
+            else f"Get it ({self.size}; licence: {self.licence}) {self.how};\n"
+            f"put it there, then check it with\n    {command}"
         )
+        return DataError(f"{self.title} is not complete in {root}; missing are\n{needed}\n{todo}")
 
 
 def load(sets: Mapping[str, Entry], name: str, root: Path | None, check: bool, options: Mapping[str, Any]) -> DataSet:
