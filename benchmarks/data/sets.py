@@ -208,7 +208,9 @@ def stratified(labels: np.ndarray, shares: Sequence[int], seed: int = SPLIT_SEED
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
     for label in np.unique(labels):
         rows = draw.permutation(np.flatnonzero(labels == label))
-        ends = np.cumsum([len(rows) // share for share in shares])
+        # Of a very small set a part has one of each class, where there is one to spare.
+        least = int(len(rows) > len(shares))
+        ends = np.cumsum([max(len(rows) // share, least) for share in shares])
         for part, chosen in zip(parts, np.split(rows, ends), strict=True):
             part.extend(chosen.tolist())
     return [np.sort(np.array(part, np.int64)) for part in parts]
