@@ -9,6 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+PARTS = ("neurons", "layers", "recurrent")
+"""Of the speed command; here too, so that --help does not import torch."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status (1 with one line of reason when it cannot run)."""
@@ -82,48 +85,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     recipe("--resume", action="store_true", help="go on from the last checkpoint in --out")
     recipe("--tensorboard", action="store_true", help="also log for TensorBoard, which must be installed")
     accuracy.set_defaults(command="accuracy")
-    layers = commands.add_parser(
-        "layers",
-        help="time the gated synaptic layers against a step loop, GRU and LSTM; minutes",
-        description="Time forward and backward of the gated synaptic layers. The JSON is described in "
-        "benchmarks/speed/layers.py. Linux or macOS.",
-    )
-    layers.add_argument("--backend", choices=("cpu", "torch"), default="cpu", help="of ours (%(default)s)")
-    layers.add_argument("--threads", type=_positive, help="torch's (as torch has it)")
-    layers.add_argument("--rounds", type=_positive, default=11, help="after the first (%(default)s)")
-    layers.add_argument("--quick", action="store_true", help="small, two rounds, to see that it runs; no result")
-    _reported(layers.add_argument)
-    layers.set_defaults(command="layers")
-    recurrent = commands.add_parser(
-        "recurrent",
-        help="time skip recurrent connections against plain loops, SpikingJelly's container and LSTM; minutes",
-        description="Check, then time, a layer of LIF neurons with skip recurrent connections. The JSON is described "
-        "in benchmarks/speed/recurrent.py. Linux or macOS.",
-    )
-    recurrent.add_argument("--backend", choices=("cpu", "torch"), default="cpu", help="of ours (%(default)s)")
-    recurrent.add_argument("--threads", type=_positive, help="torch's (as torch has it)")
-    recurrent.add_argument("--rounds", type=_positive, default=11, help="after the first (%(default)s)")
-    recurrent.add_argument("--budget", type=float, default=60, metavar="S", help="seconds for one column (%(default)s)")
-    recurrent.add_argument("--quick", action="store_true", help="small, two rounds, to see that it runs; no result")
-    _reported(recurrent.add_argument)
-    recurrent.set_defaults(command="recurrent")
     timed = commands.add_parser(
         "speed",
-        help="time the sequence call against plain loops and the hosts' neurons; about ten minutes",
-        description="Check, then time, the sequence call against the best plain loop and the hosts as released; prints "
-        "a table. The JSON of --json is described in benchmarks/speed/neurons.py. Linux or macOS.",
+        help="time neurons, layers and networks against plain loops, the hosts and LSTM; three quarters of an hour",
+        description="Check, then time, what is ours against the best plain loop, the hosts as released and nn.LSTM; "
+        "prints tables. The JSON of --json is described in benchmarks/speed/command.py; with it a run that was cut "
+        "short goes on. Linux or macOS; --device cuda was not run on a GPU here.",
     )
-    add = timed.add_argument
-    add("--cases", dest="names", nargs="+", type=_case, metavar="NEURON", help="TC-LIF, KLIF, LIF (all)")
-    add("--shapes", nargs="+", type=_shape, metavar="TxN...", help="such as 784x64x256 (five shapes)")
-    add("--backend", choices=("cpu", "torch"), default="cpu", help="what is called ours (%(default)s)")
-    add("--threads", type=_positive, help="torch's (as torch has it)")
-    add("--rounds", type=_positive, default=11, help="of each case and pass (%(default)s)")
-    add("--budget", type=float, default=20, metavar="S", help="seconds for one column of one pass (%(default)s)")
-    add("--compile", dest="compile_seconds", type=float, default=0, metavar="S", help="torch.compile, where it takes S")
-    add("--quick", action="store_true", help="a small shape, two rounds, to see that it runs; no result")
-    _reported(add)
+    _speed(timed.add_argument)
     timed.set_defaults(command="speed")
+    data = commands.add_parser(
+        "data",
+        help="the data sets: which are there, how the others are had; fetch or check one",
+        description="List all data sets, or fetch what is missing of one, check it and say what it is.",
+    )
+    data.add_argument("name", nargs="?", help="of a set; without it all are listed")
+    data.add_argument("--root", type=Path, metavar="FOLDER", help="of its files (the user's cache)")
+    data.set_defaults(command="data")
     operations = commands.add_parser(
         "operations",
         help="what a time step costs: multiplications, additions, energy, published and measured; ten minutes",
@@ -141,15 +119,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 0
 
+    from snn_ext.sequence import BackendUnavailable
+
     from .data.fetch import DataError
     from .hosts import Missing, require
-    from .speed.report import TargetsError
+    from .speed.report import ResultsError, TargetsError
 
     try:
-        if arguments.command in ("speed", "layers", "recurrent"):
-            name = "neurons" if arguments.command == "speed" else arguments.command
-            timing = import_module(f".speed.{name}", __package__)
+        if arguments.command == "speed":
+            from .speed import command as timing
+
             return timing.run(**{name: value for name, value in vars(arguments).items() if name != "command"})
+        if arguments.command == "data":
+            from .data import command as listing
+
+            return listing.run(arguments.name, arguments.root)
         if arguments.command == "operations":
             from . import operations as counting
 
@@ -178,7 +162,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             seed=arguments.seed,
             quick=arguments.quick,
         )
-    except (DataError, Missing, TargetsError) as error:
+    except (DataError, Missing, TargetsError, ResultsError, BackendUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
@@ -214,11 +198,22 @@ def _accuracy(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     return import_module(EXPERIMENTS[name]).run(**shared, budget=arguments.budget)
 
 
-def _reported(add: Callable[..., Any]) -> None:
-    """What every timing command does with its results."""
-    add("--json", dest="json_path", type=Path, metavar="OUT", help="also write the results as JSON to this file")
-    add("--read", type=Path, metavar="IN", help="print and check such a file instead of measuring")
+def _speed(add: Callable[..., Any]) -> None:
+    """The arguments of the speed command."""
+    add("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"{', '.join(PARTS)} (all)")
+    add("--backend", choices=("cpu", "torch", "cupy"), help="what is called ours (cpu; cupy for cuda)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="%(default)s")
+    add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N", help="torch's (1 2)")
+    add("--rounds", type=_positive, default=11, help="of each case (%(default)s)")
+    add("--budget", type=float, default=3, metavar="S", help="seconds for one column of one case (%(default)s)")
+    add("--quick", action="store_true", help="small shapes, two rounds, to see that it runs; no result")
+    add("--json", dest="json_path", type=Path, metavar="OUT", help="write the results to this file after each part")
+    add("--read", dest="read_path", type=Path, metavar="IN", help="take such a file instead of measuring")
     add("--check", dest="targets", type=Path, metavar="TARGETS", help="status 1 where one of these is not reached")
+    add("--out", type=Path, metavar="FOLDER", help="also write speed.md and pictures")
+    add("--compile", dest="compile_seconds", type=float, default=0, metavar="S", help="torch.compile, where it takes S")
+    add("--cases", dest="names", nargs="+", type=_case, metavar="NEURON", help="part neurons: TC-LIF, KLIF, LIF (all)")
+    add("--shapes", nargs="+", type=_shape, metavar="TxN...", help="part neurons: such as 784x64x256 (five shapes)")
 
 
 def _case(name: str) -> str:

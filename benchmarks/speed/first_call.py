@@ -1,6 +1,6 @@
 """Seconds of the first call of a process, on top of importing torch and the installed hosts.
 
-``python -m benchmarks.speed.first_call BACKEND`` prints ``{import, call}`` as JSON.
+``python -m benchmarks.speed.first_call BACKEND DEVICE`` prints ``{import, call}`` as JSON.
 """
 
 import gc
@@ -25,6 +25,8 @@ imported = time.perf_counter()
 entry = CATALOGUE["TC-LIF"]
 neuron = entry.make(**entry.options)
 values = {name: entry.values[name] for name in neuron.value_names}
-x = torch.ones(4, 16, requires_grad=True)
+x = torch.ones(4, 16, requires_grad=True, device=sys.argv[2])
 sequence.run(neuron, x, values=values, spike=surrogate.atan(2.0), backend=sys.argv[1]).output.sum().backward()
+if x.is_cuda:
+    torch.cuda.synchronize()
 print(json.dumps({"import": imported - start, "call": time.perf_counter() - imported}))

@@ -13,20 +13,18 @@ three of four outputs not zero, and *sparse*, the same with a bias that keeps mo
 in five where the range is fixed (the paper's networks, by the multiplications it reports: 14 to 15 %). ``density``
 says how many in the second half of a sequence; where the range follows the potentials it is another.
 
-The file of ``--json`` holds::
+The part ``layers`` of a file of results holds::
 
-    settings  {threads, rounds, backend}
-    versions, machine, quiet  as benchmarks/speed/neurons.py
-    cases     [{shape: [T, N, D, H], activity, density: {column of ours: fraction not zero},
-              unlike: {"v1", "v2": fraction}, seconds: {column: quartiles}, ratios: {figure: quartiles over rounds}}]
+    runs  [{threads, allocator, cases}]
+      cases [{title, shape: [T, N, D, H], activity, density: {column of ours: fraction not zero}, red, left_out,
+            unlike: {"v1", "v2": fraction}, seconds: {column: quartiles}, ratios: {figure: quartiles over rounds}}]
+        red   what is wrong, in words; with one, nothing is timed
 """
 
 from __future__ import annotations
 
-import json
-import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,8 +34,8 @@ from snn_ext import recurrence, sequence
 from snn_ext.core.quantize import EPSILON, MultiBit
 from snn_ext.neurons import gated_synaptic
 
-from .. import machine
 from . import report, timing
+from .timing import Settings
 
 SHAPES = ((100, 64, 40, 550), (250, 128, 140, 256))
 QUICK = ((6, 4, 5, 8),)
@@ -81,14 +79,14 @@ def step_loop(pre: Tensor, weight: Tensor | None, spike: MultiBit) -> Tensor:
 
 
 def columns(
-    shape: Sequence[int], backend: str, dtype: torch.dtype = torch.float32, shift: float = 0.0
+    shape: Sequence[int], backend: str, dtype: torch.dtype = torch.float32, shift: float = 0.0, device: str = "cpu"
 ) -> dict[str, tuple[Callable[[], Tensor], list[Tensor]]]:
     """What is timed: outputs of the same input and weights, candidates shifted by ``shift``, and the weights."""
     steps, batch, size, hidden = shape
     generator = torch.Generator().manual_seed(0)
 
     def normal(*of: int, scale: float = 1.0) -> Tensor:
-        return torch.randn(*of, generator=generator).mul_(scale).to(dtype)
+        return torch.randn(*of, generator=generator).mul_(scale).to(device, dtype)
 
     x = normal(steps, batch, size)
     outer = normal(2 * hidden, size, scale=size**-0.5).requires_grad_()
@@ -103,21 +101,21 @@ def columns(
         return nn.functional.linear(x, outer, bias)
 
     def v1(mode: Any, given: Callable[[], list[Tensor]] = fed) -> Callable[[], Tensor]:
-        spike = MultiBit(mode=mode)
+        spike = MultiBit(mode=mode).to(device)
         used = "auto" if mode == "ema_step" else backend
         return lambda: sequence.run(gated_synaptic(), given(), values=_VALUES, spike=spike, backend=used).output
 
     def v2(mode: Any) -> Callable[[], Tensor]:
-        spike = MultiBit(mode=mode)
+        spike = MultiBit(mode=mode).to(device)
         used = "auto" if mode == "ema_step" else backend
         return lambda: recurrence.run(gated_synaptic(), fed(), inner, values=_VALUES, spike=spike, backend=used).output
 
     def rnn(kind: type[nn.GRU] | type[nn.LSTM]) -> tuple[Callable[[], Tensor], list[Tensor]]:
         torch.manual_seed(0)
-        made = kind(size, hidden)
+        made = kind(size, hidden).to(device)
         return lambda: made(x)[0], list(made.parameters())
 
-    fixed = MultiBit(mode="fixed")
+    fixed = MultiBit(mode="fixed").to(device)
     drives = [one.detach().requires_grad_() for one in fed()]
     both = torch.cat(drives, dim=2).detach().requires_grad_()
     return {
@@ -151,95 +149,68 @@ def _density(forward: Callable[[], Tensor]) -> float:
     return (output[len(output) // 2 :] != 0).float().mean().item()
 
 
-def measure(shape: Sequence[int], backend: str, rounds: int, activity: str = "dense") -> dict[str, Any]:
-    """One entry of ``cases``.
-
-    Raises:
-        RuntimeError: a layer's outputs are not the loop's.
-    """
-    shift = ACTIVITIES[activity]
-    built = columns(shape, backend, shift=shift)
-    unlike = {name: _unlike(built, name) for name in ("v1", "v2")}
-    exact = columns(shape, backend, torch.float64, shift)
-    for name, fraction in ((name, _unlike(exact, name)) for name in unlike):
-        if fraction > 0:
-            raise RuntimeError(
-                f"{name} at {list(shape)}, {activity}, float64: {fraction:.1e} of the outputs are not the loop's"
-            )
-    grad = torch.randn(shape[0], shape[1], shape[3], generator=torch.Generator().manual_seed(1))
+def measure(shape: Sequence[int], activity: str, settings: Settings) -> dict[str, Any]:
+    """Check, then time; one entry of ``cases``."""
+    shift, title = ACTIVITIES[activity], f"{report.label(shape)} {activity}"
+    result: dict[str, Any] = {"title": title, "shape": list(shape), "activity": activity, "density": {}}
+    result |= {"red": [], "left_out": {}, "unlike": {}, "seconds": {}, "ratios": {}}
+    try:
+        sequence.check_backend(settings.backend)
+    except sequence.BackendUnavailable as error:
+        return result | {"left_out": {"ours": str(error)}}
+    built = columns(shape, settings.backend, shift=shift, device=settings.device)
+    exact = columns(shape, settings.backend, torch.float64, shift, settings.device)
+    for name in ("v1", "v2"):
+        result["unlike"][name] = _unlike(built, name)
+        if (fraction := _unlike(exact, name)) > 0:
+            result["red"].append(f"{name}, float64: {fraction:.1e} of the outputs are not the loop's")
+    del exact
+    if result["red"]:
+        return result
+    grad = torch.randn(shape[0], shape[1], shape[3], generator=torch.Generator().manual_seed(1)).to(settings.device)
 
     def call(name: str) -> Callable[[], Any]:
         forward, weights = built[name]
         return lambda: torch.autograd.grad(forward(), weights, grad)
 
-    found = timing.interleaved({name: call(name) for name in built}, rounds, math.inf)
+    found = timing.interleaved({name: call(name) for name in built}, settings.rounds, settings.budget, settings.device)
     loops = {name: f"{name.partition(', ')[0]} step loop" for name in built if ", " in name}
     pairs = {f"{loop} / {name}": (loop, name) for name, loop in loops.items()}
     pairs |= {f"{name} / v2, range fixed": (name, "v2, range fixed") for name in ("nn.GRU", "nn.LSTM")}
-    return {
-        "shape": list(shape),
-        "activity": activity,
-        # After the timing: a range that follows the potentials has then found them.
-        "density": {name: _density(forward) for name, (forward, _) in built.items() if ", " in name},
-        "unlike": unlike,
-        "seconds": {name: timing.seconds(found, name) for name in built},
-        "ratios": {figure: timing.ratio(found, slow, fast) for figure, (slow, fast) in pairs.items()},
-    }
-
-
-def table(result: Mapping[str, Any]) -> Iterator[str]:
-    """The results in lines of text."""
-    yield from report.header(result)
-    yield f"{result['settings']['threads']} threads, {result['settings']['rounds']} rounds, forward and backward"
-    for case in result["cases"]:
-        steps, batch, size, hidden = case["shape"]
-        yield f"\nT {steps}, N {batch}, {size} -> {hidden}, {case['activity']}"
-        yield f"  float32 outputs unlike the loop's: {case['unlike']}"
-        for name, (_, median, *_) in case["seconds"].items():
-            active = f"  not zero: {case['density'][name]:.3f}" if name in case["density"] else ""
-            yield f"  {name:20} {median * 1e3:9.1f} ms{active}"
-        for figure, (low, median, high, _) in case["ratios"].items():
-            yield f"  {figure:36} {median:.2f} ({low:.2f}-{high:.2f})"
-
-
-def figures(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """Every number that a target can name."""
-    return {
-        f"{report.label(case['shape'])} {case['activity']}: {figure}": report.of_ratio(ratio)
-        for case in result["cases"]
-        for figure, ratio in case["ratios"].items()
-    }
-
-
-def run(
-    threads: int | None,
-    rounds: int,
-    backend: str,
-    quick: bool,
-    json_path: Path | None,
-    read: Path | None,
-    targets: Path | None,
-) -> int:
-    """The command: measure or read, print, write, check; 1 for a target not reached."""
-    asked = report.targets(targets, "layers")
-    result = json.loads(read.read_text()) if read else collect(threads, 2 if quick else rounds, backend, quick)
-    print(*table(result), sep="\n")
-    report.write(result, json_path)
-    return int(asked is not None and not report.check(asked, figures(result)))
-
-
-def collect(threads: int | None, rounds: int, backend: str, quick: bool) -> dict[str, Any]:
-    """Measure everything."""
-    threads = threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    result: dict[str, Any] = {
-        "settings": {"threads": threads, "rounds": rounds, "backend": backend},
-        "versions": machine.versions(),
-        "machine": machine.machine(),
-        "quiet": {"before": machine.quiet()},
-    }
-    result["cases"] = [
-        measure(shape, backend, rounds, activity) for shape in (QUICK if quick else SHAPES) for activity in ACTIVITIES
-    ]
-    result["quiet"]["after"] = machine.quiet()
+    # After the timing: a range that follows the potentials has then found them.
+    result["density"] = {name: _density(forward) for name, (forward, _) in built.items() if ", " in name}
+    result["seconds"] = {name: timing.seconds(found, name) for name in built}
+    result["ratios"] = {figure: timing.ratio(found, slow, fast) for figure, (slow, fast) in pairs.items()}
     return result
+
+
+# ---------------------------------------------------------------- the part
+
+
+def measure_all(settings: Settings) -> dict[str, Any]:
+    """One entry of ``runs``, in this process."""
+    cases = []
+    for shape in QUICK if settings.quick else SHAPES:
+        for activity in ACTIVITIES:
+            print(f"  {report.label(shape)} {activity}", file=sys.stderr, flush=True)
+            cases.append(measure(shape, activity, settings))
+    return {"cases": cases}
+
+
+def table(part: Mapping[str, Any]) -> Iterator[str]:
+    """The results in Markdown."""
+    for cases in report.together(part["runs"]):
+        case = next(iter(cases.values()))
+        notes = [
+            f"float32 outputs unlike the loop's: {name} {fraction:.1e}" for name, fraction in case["unlike"].items()
+        ]
+        notes += ["not zero: " + ", ".join(f"{name} {fraction:.3f}" for name, fraction in case["density"].items())]
+        steps, batch, size, hidden = case["shape"]
+        title = f"T {steps}, N {batch}, {size} -> {hidden}, {case['activity']}, forward+backward"
+        yield from report.comparison(title, cases, notes)
+    yield from report.left_out(part["runs"])
+
+
+def figures(part: Mapping[str, Any]) -> dict[str, report.Figures]:
+    """Every number that a target can name, per condition."""
+    return report.of_cases(part["runs"])

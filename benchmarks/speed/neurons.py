@@ -5,26 +5,19 @@ hand for this purpose, whichever is faster at that shape. Nothing is timed befor
 shown to be right: a case whose spikes or gradients differ from the reference is not timed, and
 the command fails.
 
-The file of ``--json`` holds::
+The part ``neurons`` of a file of results holds::
 
-    quick       true: small shapes, two rounds; the numbers mean nothing
-    settings    {backend, threads, rounds, budget, compile_seconds}: the last two in seconds
-    versions    {python, snn_ext, torch, numpy, snntorch, spikingjelly, compiler}
-    machine     {system, processor, cores, last_level_cache, memory}
-    quiet       {before, after}: {load_average, pressure_avg10_percent}
-    runs        {allocator: {cases, overhead}}, one process each; allocators in timing.ALLOCATORS
-      cases     [{neuron, shape, spike_rate, red, left_out, spikes_differ, compile_seconds, passes, bandwidth}]
+    runs        [{threads, allocator, cases, overhead}]
+      cases     [{title, neuron, shape, spike_rate, red, left_out, spikes_differ, compile_seconds, passes, bandwidth}]
         red           numbers that are wrong, in words; with one, nothing is timed
         left_out      {column: reason}
         spikes_differ {column: fraction of spikes unlike the reference}
-        passes        {"forward", "forward+backward": {eager, rounds, seconds, ratios, floor_bytes}}
+        passes        {"forward", "forward+backward": {eager, seconds, ratios, page_faults, cpu_seconds, floor_bytes}}
           eager         the column that is the linear eager loop
-          rounds        [{column: {wall, cpu, faults, calls}}], the first is the warm-up; wall and
-                        cpu seconds and page faults of one call. A column that used up its budget
-                        is missing in later rounds.
-          seconds       {column: [low, median, high, rounds]}: quartiles of wall seconds
-          ratios        {column: {"eager": ..., "ours": ...}}: quartiles over rounds of the eager loop's
-                        time / the column's, and of the column's time / ours
+          seconds       {column: [low, median, high, rounds]}: quartiles of wall seconds of one call
+          ratios        {"eager loop / ours", "COLUMN / ours": quartiles over rounds of the ratio within a round}. A
+                        column that used up its budget is missing in later rounds
+          page_faults, cpu_seconds  {column: median of one call}; the latter of all threads
           floor_bytes   that any implementation must move: x and spikes; and x, two gradients
         bandwidth     {array_bytes, seconds, gigabytes_per_second, share}: see `bandwidth`; or {left_out}
       overhead  {columns, left_out}: {call: [low, median, high, rounds]} seconds, forward+backward at OVERHEAD
@@ -34,9 +27,7 @@ The file of ``--json`` holds::
 
 from __future__ import annotations
 
-import contextlib
 import importlib
-import json
 import math
 import statistics
 import sys
@@ -44,7 +35,6 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -52,14 +42,13 @@ import torch
 from torch import Tensor
 
 from snn_ext import sequence
-from snn_ext.kernels import cpu, op
+from snn_ext.kernels import op
 
-from .. import machine
 from ..hosts import Missing, require
 from . import report, timing
 from .cases import CASES, QUICK, SHAPES, Built, Case, Shape
-from .report import label
-from .timing import Call, Spread, Traffic, child
+from .report import Figures, Run, condition, label
+from .timing import Call, Settings, Spread, Traffic
 
 OVERHEAD: Shape = (4, 16)
 PASSES = ("forward", "forward+backward")
@@ -72,11 +61,17 @@ SMALLEST_FOR_MEMORY = 8 * 2**20
 # ---------------------------------------------------------------- one case
 
 
-def data(case: Case, shape: Shape) -> tuple[Tensor, Tensor]:
+def data(case: Case, shape: Shape, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """The input and the gradient from above, the same on every machine."""
     generator = torch.Generator().manual_seed(0)
-    x = torch.randn(shape, generator=generator).mul_(case.scale)
-    return x.requires_grad_(), torch.randn(shape, generator=generator)
+    x = torch.randn(shape, generator=generator).mul_(case.scale).to(device)
+    return x.requires_grad_(), torch.randn(shape, generator=generator).to(device)
+
+
+def built_on(device: str, build: Callable[[], Built]) -> Built:
+    """A column whose learned tensors and modules are on a device."""
+    with torch.device(device):
+        return build()
 
 
 def step(built: Built, x: Tensor, grad: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -86,9 +81,9 @@ def step(built: Built, x: Tensor, grad: Tensor) -> tuple[Tensor, tuple[Tensor, .
     return output.detach(), torch.autograd.grad(output, [x, *learned], grad)
 
 
-def wrong_numbers(case: Case, built: Built, x: Tensor, grad: Tensor) -> list[str]:
+def wrong_numbers(case: Case, built: Built, reference: Built, x: Tensor, grad: Tensor) -> list[str]:
     """What differs from the reference beyond what the case allows, in words; empty is right."""
-    (spikes, gradients), (want, want_gradients) = (step(b, x, grad) for b in (built, case.sequence("torch")))
+    (spikes, gradients), (want, want_gradients) = (step(b, x, grad) for b in (built, reference))
     found = []
     if different := int((spikes != want).sum()):
         found.append(f"{different} of {want.numel()} spikes differ")
@@ -100,17 +95,28 @@ def wrong_numbers(case: Case, built: Built, x: Tensor, grad: Tensor) -> list[str
     return found
 
 
-def measure(case: Case, shape: Shape, backend: str, rounds: int, budget: float, compile_seconds: float) -> dict:
-    """Check, then time, one neuron at one shape; an entry of ``cases``."""
-    x, grad = data(case, shape)
+def checked(
+    case: Case, shape: Shape, settings: Settings, without: Sequence[str] = ()
+) -> tuple[dict[str, Any], dict[str, Built], Tensor, Tensor]:
+    """The columns of a case, shown to be right: the beginning of an entry of ``cases``, the columns, input, gradient.
+
+    Args:
+        case, shape, settings: what is timed.
+        without: columns that are not wanted.
+    """
+    x, grad = data(case, shape, settings.device)
+    reference = built_on(settings.device, lambda: case.sequence("torch"))
     with torch.no_grad():
-        want = case.sequence("torch")[0](x)
-    result: dict[str, Any] = {"neuron": case.name, "shape": shape, "spike_rate": want.mean().item()}
+        want = reference[0](x)
+    title = f"{case.name} {label(shape)}"
+    result: dict[str, Any] = {"title": title, "neuron": case.name, "shape": shape, "spike_rate": want.mean().item()}
     result |= {"red": [], "left_out": {}, "spikes_differ": {}, "passes": {}}
     columns: dict[str, Built] = {}
-    for name, build in case.columns(backend).items():
+    for name, build in case.columns(settings.backend).items():
+        if name in without:
+            continue
         try:
-            built = build()
+            built = built_on(settings.device, build)
             with torch.no_grad():
                 result["spikes_differ"][name] = (built[0](x) != want).float().mean().item()
             columns[name] = built
@@ -118,50 +124,70 @@ def measure(case: Case, shape: Shape, backend: str, rounds: int, budget: float, 
             result["left_out"][name] = str(error)
     for name in ("ours", "eager by hand"):
         if name in columns:
-            result["red"] += [f"{name}: {text}" for text in wrong_numbers(case, columns[name], x, grad)]
+            result["red"] += [f"{name}: {text}" for text in wrong_numbers(case, columns[name], reference, x, grad)]
+    return result, columns, x, grad
+
+
+def timed(name: str, columns: Mapping[str, Built], x: Tensor, grad: Tensor, settings: Settings) -> dict[str, Any]:
+    """One entry of ``passes``, a pass by its name."""
+    if name == "forward":
+        calls: dict[str, Call] = {column: torch.no_grad()(partial(built[0], x)) for column, built in columns.items()}
+    else:
+        calls = {column: partial(step, built, x, grad) for column, built in columns.items()}
+    found = timing.interleaved(calls, settings.rounds, settings.budget, settings.device)
+    loops = [loop for loop in ("eager reference", "eager by hand") if loop in columns]
+    eager = min(loops, key=lambda loop: timing.seconds(found, loop).median)
+    against = {"eager loop": eager} | {column: column for column in columns if column != "ours"}
+
+    def median(quantity: str) -> dict[str, float]:
+        last = found[1:] or found
+        return {
+            column: statistics.median(
+                [one[column][quantity] for one in last if column in one] or [found[0][column][quantity]]
+            )
+            for column in columns
+        }
+
+    return {
+        "eager": eager,
+        "seconds": {column: timing.seconds(found, column) for column in columns},
+        "ratios": {
+            f"{of} / ours": timing.ratio(found, slow, "ours") for of, slow in against.items() if "ours" in columns
+        },
+        "page_faults": median("faults"),
+        "cpu_seconds": median("cpu"),
+        "floor_bytes": x.numel() * x.element_size() * (2 if name == "forward" else 5),
+    }
+
+
+def measure(case: Case, shape: Shape, settings: Settings) -> dict[str, Any]:
+    """Check, then time, one neuron at one shape; an entry of ``cases``."""
+    result, columns, x, grad = checked(case, shape, settings)
     if result["red"]:
         return result
     # Measured: 15 to 26 s for 4 steps, 27 s for 20, 100 to 135 s for 100.
-    if (estimate := 20 + shape[0]) <= compile_seconds:
+    if (estimate := 20 + shape[0]) <= settings.compile_seconds:
         torch._dynamo.reset()
-        columns["torch.compile"] = case.plain(torch.compile)
+        built = columns["torch.compile"] = built_on(settings.device, lambda: case.plain(torch.compile))
         started = time.perf_counter()
-        compiled, _ = step(columns["torch.compile"], x, grad)
+        compiled, _ = step(built, x, grad)
         with torch.no_grad():
-            columns["torch.compile"][0](x)
+            built[0](x)
+            want = columns["eager reference"][0](x)
         result["compile_seconds"] = time.perf_counter() - started
         result["spikes_differ"]["torch.compile"] = (compiled != want).float().mean().item()
+        del compiled, want
     else:
         result["left_out"]["torch.compile"] = (
-            f"it unrolls T: about {estimate} s to compile, allowed are {compile_seconds:g} (--compile)"
+            f"it unrolls T: about {estimate} s to compile, allowed are {settings.compile_seconds:g} (--compile)"
         )
-    del want
-
-    def calls(backward: bool) -> dict[str, Call]:
-        if backward:
-            return {name: partial(step, built, x, grad) for name, built in columns.items()}
-        return {name: torch.no_grad()(partial(built[0], x)) for name, built in columns.items()}
-
-    for name in PASSES:
-        found = timing.interleaved(calls(backward=name != "forward"), rounds, budget)
-        eager = min(("eager reference", "eager by hand"), key=lambda loop: timing.seconds(found, loop).median)
-        result["passes"][name] = {
-            "eager": eager,
-            "rounds": found,
-            "seconds": {column: timing.seconds(found, column) for column in columns},
-            "ratios": {
-                column: {"eager": timing.ratio(found, eager, column)}
-                | ({"ours": timing.ratio(found, column, "ours")} if "ours" in columns else {})
-                for column in columns
-            },
-            "floor_bytes": x.numel() * x.element_size() * (2 if name == "forward" else 5),
-        }
-    compiled_here = backend == "cpu" and "ours" in columns
-    result["bandwidth"] = bandwidth(x.numel(), rounds, kernel_only(case, x, grad) if compiled_here else {})
+    result["passes"] = {name: timed(name, columns, x, grad, settings) for name in PASSES}
+    kernels = kernel_only(case, x, grad, settings) if settings.backend != "torch" and "ours" in columns else {}
+    result["bandwidth"] = bandwidth(x.numel(), kernels, settings)
     return result
 
 
-def kernel_only(case: Case, x: Tensor, grad: Tensor) -> dict[str, Traffic]:
+def kernel_only(case: Case, x: Tensor, grad: Tensor, settings: Settings) -> dict[str, Traffic]:
     """The compiled ``forward`` and ``backward`` without allocation and autograd, and the bytes they move.
 
     The launches of one training step are recorded with what they read and write, to be launched again.
@@ -178,9 +204,9 @@ def kernel_only(case: Case, x: Tensor, grad: Tensor) -> dict[str, Traffic]:
         launch(*arguments)
 
     with mock.patch.object(op, "launch", record):
-        step(case.sequence("cpu"), x, grad)
+        step(built_on(settings.device, lambda: case.sequence(settings.backend)), x, grad)
     every, neurons, states = 4 * x.numel(), 4 * x[0].numel(), len(case.neuron.states)
-    checkpoints = (len(x) - 1) // cpu.SEGMENT * states * neurons
+    checkpoints = (len(x) - 1) // op.BACKENDS[settings.backend].SEGMENT * states * neurons
 
     return {
         "forward": Traffic(recorded[0], every, every + checkpoints + states * neurons),
@@ -188,7 +214,7 @@ def kernel_only(case: Case, x: Tensor, grad: Tensor) -> dict[str, Traffic]:
     }
 
 
-def bandwidth(elements: int, rounds: int, kernels: Mapping[str, Traffic]) -> dict[str, Any]:
+def bandwidth(elements: int, kernels: Mapping[str, Traffic], settings: Settings) -> dict[str, Any]:
     """The kernels alone against the machine: a triad and a copy on arrays as large as the input.
 
     ``share`` is per kernel ``{triad, triad_write_allocate, copy, copy_write_allocate}``: bytes per second
@@ -196,20 +222,23 @@ def bandwidth(elements: int, rounds: int, kernels: Mapping[str, Traffic]) -> dic
     (write-allocate). ``gigabytes_per_second`` counts each byte once.
     """
     try:
-        yards = timing.yardsticks(elements)
+        yards = timing.yardsticks(elements, settings.device)
     except RuntimeError as error:
         return {"left_out": str(error)}
-    timed = {**yards, **kernels}
-    found = timing.interleaved({name: traffic.call for name, traffic in timed.items()}, rounds, math.inf)
+    every = {**yards, **kernels}
+    calls = {name: traffic.call for name, traffic in every.items()}
+    found = timing.interleaved(calls, settings.rounds, settings.budget, settings.device)
 
     def share(kernel: str, yard: str, count: Callable[[Traffic], int]) -> Spread:
-        per_second = count(timed[kernel]) / count(timed[yard])
-        return Spread.of([per_second * one[yard]["wall"] / one[kernel]["wall"] for one in found[1:]])
+        per_second = count(every[kernel]) / count(every[yard])
+        return Spread.of(
+            [per_second * one[yard]["wall"] / one[kernel]["wall"] for one in found[1:] if {kernel, yard} <= one.keys()]
+        )
 
     return {
         "array_bytes": 4 * elements,
-        "seconds": {name: timing.seconds(found, name) for name in timed},
-        "gigabytes_per_second": {name: t.plain / timing.seconds(found, name).median / 1e9 for name, t in timed.items()},
+        "seconds": {name: timing.seconds(found, name) for name in every},
+        "gigabytes_per_second": {name: t.plain / timing.seconds(found, name).median / 1e9 for name, t in every.items()},
         "share": {
             kernel: {yard: share(kernel, yard, lambda traffic: traffic.plain) for yard in yards}
             | {f"{yard}_write_allocate": share(kernel, yard, lambda traffic: traffic.allocating) for yard in yards}
@@ -218,10 +247,11 @@ def bandwidth(elements: int, rounds: int, kernels: Mapping[str, Traffic]) -> dic
     }
 
 
-def overhead(backend: str, rounds: int) -> dict[str, Any]:
+def overhead(settings: Settings) -> dict[str, Any]:
     """A training step so small that only what surrounds the arithmetic counts."""
     case = CASES["TC-LIF"]
-    x, grad = data(case, OVERHEAD)
+    backend, device = settings.backend, settings.device
+    x, grad = data(case, OVERHEAD, device)
 
     def module(face: str, name: str, reset: str, **arguments: Any) -> Built:
         require(face, f"{face},bench")
@@ -245,129 +275,99 @@ def overhead(backend: str, rounds: int) -> dict[str, Any]:
     left_out: dict[str, str] = {}
     for name, build in builds.items():
         try:
-            built = build()
+            built = built_on(device, build)
             step(built, x, grad)
             columns[name] = built
         except (sequence.BackendUnavailable, Missing) as error:
             left_out[name] = str(error)
-    found = timing.interleaved({n: partial(step, built, x, grad) for n, built in columns.items()}, rounds, math.inf)
+    calls = {name: partial(step, built, x, grad) for name, built in columns.items()}
+    found = timing.interleaved(calls, settings.rounds, settings.budget, device)
     return {"columns": {name: timing.seconds(found, name) for name in columns}, "left_out": left_out}
 
 
-def run_memory(name: str, shape: Sequence[int], column: str, backend: str, threads: int) -> float | None:
+def memory(settings: Settings, name: str, shape: Sequence[int], column: str) -> float | None:
     """How much this process grows in its first training step, in units of the step's input."""
-    torch.set_num_threads(threads)
     case = CASES[name]
-    built = case.columns(backend)[column]()
-    step(built, *data(case, (2, 4)))  # what is made once is not the step's
-    x, grad = data(case, tuple(shape))
-    grown = timing.peak_memory(lambda: step(built, x, grad))
+    built = built_on(settings.device, case.columns(settings.backend)[column])
+    step(built, *data(case, (2, 4), settings.device))  # what is made once is not the step's
+    x, grad = data(case, tuple(shape), settings.device)
+    grown = timing.peak_memory(lambda: step(built, x, grad), settings.device)
     return None if grown is None else grown / (x.numel() * x.element_size())
 
 
-def run_cases(names: Sequence[str], shapes: Sequence[Sequence[int]], threads: int, **settings: Any) -> dict[str, Any]:
-    """One allocator's part of ``runs``, in this process."""
-    torch.set_num_threads(threads)
+# ---------------------------------------------------------------- the part
+
+
+def measure_all(settings: Settings) -> dict[str, Any]:
+    """One entry of ``runs``, in this process."""
     cases = []
-    for name in names:
-        for shape in shapes:
+    for name in settings.names or CASES:
+        for shape in settings.shapes or (QUICK if settings.quick else SHAPES):
             print(f"  {name} {label(shape)}", file=sys.stderr, flush=True)
-            cases.append(measure(CASES[name], tuple(shape), **settings))
-    return {"cases": cases, "overhead": overhead(settings["backend"], settings["rounds"])}
+            cases.append(measure(CASES[name], tuple(shape), settings))
+    return {"cases": cases, "overhead": overhead(settings)}
 
 
-JOBS: Mapping[str, Callable[..., Any]] = {"cases": run_cases, "memory": run_memory}
-
-
-# ---------------------------------------------------------------- the command
-
-
-def collect(names: Sequence[str], shapes: Sequence[Shape], settings: dict[str, Any], quick: bool) -> dict[str, Any]:
-    """Measure everything, each allocator and each training step in a process of its own."""
-    result: dict[str, Any] = {
-        "quick": quick,
-        "settings": settings,
-        "versions": machine.versions(),
-        "machine": machine.machine(),
-    }
-    result |= {"quiet": {"before": machine.quiet()}, "runs": {}, "memory": []}
-    for allocator, environment in timing.ALLOCATORS.items():
-        print(f"timing, {allocator} allocator", file=sys.stderr)
-        job = {"names": names, "shapes": shapes, **settings}
-        # A cached compilation would not show what compiling costs.
-        environment = {**environment, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
-        result["runs"][allocator] = child("benchmarks.speed.neurons", ["cases"], job, environment)
-    for case in result["runs"]["default"]["cases"]:
+def measure_once(settings: Settings, run: Run) -> dict[str, Any]:
+    """What depends on neither threads nor allocator, each in a process of its own: memory and the first call."""
+    grown = []
+    for case in run["cases"]:
         for column in ("ours", "eager reference", "eager by hand"):
             large = 4 * math.prod(case["shape"]) >= SMALLEST_FOR_MEMORY
             if large and column not in case["left_out"] and not case["red"]:
                 one = {"name": case["neuron"], "shape": case["shape"], "column": column}
-                job = {**one, "backend": settings["backend"], "threads": settings["threads"]}
-                result["memory"].append({**one, "times_input": child("benchmarks.speed.neurons", ["memory"], job, {})})
-    result["first_call"] = first_call(settings["backend"])
-    result["quiet"]["after"] = machine.quiet()
-    return result
+                grown.append({**one, "times_input": timing.job("neurons", "memory", settings, **one)})
+    return {"memory": grown, "first_call": first_call(settings)}
 
 
-def first_call(backend: str) -> dict[str, Any]:
+def first_call(settings: Settings) -> dict[str, Any]:
     """Seconds of a process's first training step: with nothing compiled yet, then in a new process."""
     try:
-        sequence.check_backend(backend)
+        sequence.check_backend(settings.backend)
         with tempfile.TemporaryDirectory() as folder:
+            arguments, environment = [settings.backend, settings.device], {"SNN_EXT_CACHE": folder}
             return {
-                name: child("benchmarks.speed.first_call", [backend], None, {"SNN_EXT_CACHE": folder})
+                name: timing.child("benchmarks.speed.first_call", arguments, None, environment)
                 for name in ("empty cache", "warm cache")
             }
     except RuntimeError as error:
         return {"left_out": str(error)}
 
 
-def table(result: Mapping[str, Any]) -> Iterator[str]:
-    """The results in lines of text, whatever came out."""
-    settings = result["settings"]
-    yield from report.header(result)
-    yield f"{settings['threads']} threads, {settings['rounds']} rounds; ours: backend={settings['backend']!r}"
-    yield "ms a call; times as fast as the linear eager loop, median (quartiles) of ratios within a round"
-    left_out: dict[str, list[str]] = {}
-    for cases in zip(*(run["cases"] for run in result["runs"].values()), strict=True):
-        title = f"{cases[0]['neuron']} {label(cases[0]['shape'])}"
-        for column, reason in cases[0]["left_out"].items():
-            left_out.setdefault(f"{column}: {reason}", []).append(title)
-        if red := [text for case in cases for text in case["red"]]:
-            yield from ("", f"{title}: WRONG, not timed", *(f"  {text}" for text in red))
-            continue
+def table(part: Mapping[str, Any]) -> Iterator[str]:
+    """The results in Markdown, whatever came out."""
+    runs = part["runs"]
+    for cases in report.together(runs):
+        notes = [
+            f"{column}: {fraction:.1e} of the spikes differ"
+            for column, fraction in next(iter(cases.values()))["spikes_differ"].items()
+            if fraction
+        ]
+        notes += [
+            f"torch.compile, {when}: compiled in {case['compile_seconds']:.0f} s"
+            for when, case in cases.items()
+            if "compile_seconds" in case
+        ]
         for name in PASSES:
-            yield f"\n{title}, {name}" + "".join(f" | {allocator}" for allocator in result["runs"])
-            for column in cases[0]["passes"][name]["ratios"]:
-                cells = [_cell(case["passes"][name], column) for case in cases]
-                unlike = cases[0]["spikes_differ"][column]
-                note = f" | {unlike:.1e} of the spikes differ" if unlike else ""
-                if column == "torch.compile":
-                    note += f" | compiled in {cases[0]['compile_seconds']:.0f} s"
-                yield f"  {column:24}" + "".join(f" | {cell:36}" for cell in cells) + note
-        for allocator, case in zip(result["runs"], cases, strict=True):
-            yield from (f"  {allocator}: {text}" for text in _bandwidth(case["bandwidth"]))
+            found = {when: case["passes"].get(name, case) for when, case in cases.items()}
+            title = next(iter(cases.values()))["title"]
+            yield from report.comparison(f"{title} {name}", found, notes)
+            if "red" in next(iter(found.values())):
+                break
+        else:
+            yield ""
+            yield from (f"- {when}: {text}" for when, case in cases.items() for text in _bandwidth(case["bandwidth"]))
     yield ""
-    for allocator, run in result["runs"].items():
+    for run in runs:
         for name, (_, median, *_) in run["overhead"]["columns"].items():
-            yield f"overhead of {name}, forward+backward at {label(OVERHEAD)}, {allocator}: {median * 1e6:.0f} us"
-    for one in result["memory"]:
+            when = f"forward+backward at {label(OVERHEAD)}, {condition(run)}"
+            yield f"- overhead of {name}, {when}: {median * 1e6:.0f} us"
+    for one in part["memory"]:
         grown = "not measured" if one["times_input"] is None else f"{one['times_input']:.2f} x the input"
-        yield f"peak memory of a training step, {one['name']} {label(one['shape'])}, {one['column']}: {grown}"
-    for name, taken in result["first_call"].items():
-        yield f"first call, {name}: " + (taken if isinstance(taken, str) else f"{sum(taken.values()):.2f} s")
-    for reason, titles in left_out.items():
-        yield f"left out: {reason} [{', '.join(titles)}]"
-    if result["quick"]:
-        yield "QUICK: small shapes, two rounds; the numbers above mean nothing"
-
-
-def _cell(timed: Mapping[str, Any], column: str) -> str:
-    low, middle, high, rounds = timed["ratios"][column]["eager"]
-    full = len(timed["rounds"]) - 1
-    few = f" {rounds} rounds" if rounds < full else ""
-    baseline = " = 1" if column == timed["eager"] else f" {middle:.3g}x ({low:.3g}-{high:.3g})"
-    return f"{timed['seconds'][column][1] * 1e3:10.3f}{baseline}{few}"
+        yield f"- peak memory of a training step, {one['name']} {label(one['shape'])}, {one['column']}: {grown}"
+    for name, taken in part["first_call"].items():
+        yield f"- first call, {name}: " + (taken if isinstance(taken, str) else f"{sum(taken.values()):.2f} s")
+    yield from report.left_out(runs)
 
 
 def _bandwidth(found: Mapping[str, Any]) -> Iterator[str]:
@@ -378,79 +378,68 @@ def _bandwidth(found: Mapping[str, Any]) -> Iterator[str]:
     yield (
         ", ".join(f"{name} {rate:.1f} GB/s" for name, rate in rates.items())
         + f" on arrays of {found['array_bytes']} bytes"
+        + "".join(
+            f"; kernel {kernel}: " + ", ".join(f"{100 * at[1]:.0f} % of {yard}" for yard, at in share.items())
+            for kernel, share in found["share"].items()
+        )
     )
-    for kernel, share in found["share"].items():
-        yield f"kernel {kernel}: " + ", ".join(f"{100 * at[1]:.0f} % of {yard}" for yard, at in share.items())
 
 
-def figures(result: Mapping[str, Any], allocator: str) -> dict[str, tuple[float, str]]:
-    """Every number that a target can name, and what bounds it."""
-    found: dict[str, tuple[float, str]] = {}
-    run = result["runs"][allocator]
-    for case in run["cases"]:
-        title = f"{case['neuron']} {label(case['shape'])}"
-        rate = case.get("bandwidth", {}).get("gigabytes_per_second", {}).get("triad")
-        for name, timed in case["passes"].items():
-            if "ours" not in timed["ratios"]:
-                continue
-            faults = statistics.median(one["ours"]["faults"] for one in timed["rounds"] if "ours" in one)
-            bound = f"{faults:.0f} page faults a call"
-            if rate is not None:
-                floor = timed["floor_bytes"] / (rate * 1e9) / timed["seconds"]["ours"][1]
-                bound = f"{100 * floor:.0f} % of its time would be traffic no implementation avoids; {bound}"
-            found[f"{title} {name}: eager loop / ours"] = timed["ratios"]["ours"]["eager"][1], bound
-            for column, against in timed["ratios"].items():
-                found[f"{title} {name}: {column} / ours"] = against["ours"][1], bound
-        for kernel, share in case.get("bandwidth", {}).get("share", {}).items():
-            found[f"{title}: kernel {kernel} / triad"] = share["triad"][1], f"the triad's {rate:.1f} GB/s"
-    for name, taken in run["overhead"]["columns"].items():
-        found[f"overhead: {name}"] = taken[1], "calls from Python, autograd's nodes"
-    for one in result["memory"]:
+def figures(part: Mapping[str, Any]) -> dict[str, Figures]:
+    """Every number that a target can name, per condition, and what to know about it."""
+    once: dict[str, tuple[float, str]] = {}
+    for one in part["memory"]:
         if one["times_input"] is not None:
             name = f"{one['name']} {label(one['shape'])}: peak memory of {one['column']} / input"
-            found[name] = one["times_input"], "spikes, input gradient, checkpoints"
-    for name, taken in result["first_call"].items():
+            once[name] = one["times_input"], "one process"
+    for name, taken in part["first_call"].items():
         if isinstance(taken, dict):
-            found[f"first call: {name}"] = sum(taken.values()), "imports, tracing, the compiler"
+            once[f"first call: {name}"] = sum(taken.values()), f"{taken['import']:.2g} s of it imports"
+    return {condition(run): {**_figures(run), **once} for run in part["runs"]}
+
+
+def _figures(run: Run) -> dict[str, tuple[float, str]]:
+    found: dict[str, tuple[float, str]] = {}
+    for case in run["cases"]:
+        rate = case.get("bandwidth", {}).get("gigabytes_per_second", {}).get("triad")
+        for name, timed in case["passes"].items():
+            for figure, ratio in timed["ratios"].items():
+                value, note = report.of_ratio(ratio)
+                note += f"; {timed['page_faults']['ours']:.0f} page faults a call"
+                if rate is not None:
+                    floor = timed["floor_bytes"] / (rate * 1e9) / timed["seconds"]["ours"][1]
+                    note += f"; {100 * floor:.0f} % of its time would be traffic no implementation avoids"
+                found[f"{case['title']} {name}: {figure}"] = value, note
+        for kernel, share in case.get("bandwidth", {}).get("share", {}).items():
+            found[f"{case['title']}: kernel {kernel} / triad"] = share["triad"][1], f"the triad's {rate:.1f} GB/s"
+    for name, taken in run["overhead"]["columns"].items():
+        found[f"overhead: {name}"] = report.of_ratio(taken)
     return found
 
 
-def run(
-    names: Sequence[str] | None = None,
-    shapes: Sequence[Shape] | None = None,
-    threads: int | None = None,
-    quick: bool = False,
-    json_path: Path | None = None,
-    read: Path | None = None,
-    targets: Path | None = None,
-    **settings: Any,
-) -> int:
-    """The command: measure or read, print, write, check; 1 for a wrong number or a target not reached."""
-    asked = report.targets(targets, "speed")
-    if read is not None:
-        result = json.loads(read.read_text())
-    else:
-        settings["threads"] = threads or torch.get_num_threads()
-        if quick:
-            settings["rounds"] = 2
-        result = collect(names or list(CASES), shapes or (QUICK if quick else SHAPES), settings, quick)
-    print(*table(result), sep="\n")
-    report.write(result, json_path)
-    wrong = any(case["red"] for one in result["runs"].values() for case in one["cases"])
-    if asked is None:
-        return int(wrong)
-    found = {
-        allocator: {
-            name: (value, f"bounded by: {bound}") for name, (value, bound) in figures(result, allocator).items()
-        }
-        for allocator in result["runs"]
+def readme(part: Mapping[str, Any], threads: int = 2) -> Iterator[str]:
+    """The README's table of "How fast": forward and backward, default allocator / warm pages, medians.
+
+    A cell is empty where a column has no such shape or was not timed; shapes are those of the cases.
+    """
+    columns = {
+        "TC-LIF (atan), plain loop / ours": ("TC-LIF", "eager loop / ours"),
+        "KLIF (sigmoid), plain loop / ours": ("KLIF", "eager loop / ours"),
+        "SpikingJelly LIFNode / our LIF": ("LIF", "SpikingJelly LIFNode / ours"),
+        "snnTorch Leaky / our LIF": ("LIF", "snnTorch Leaky / ours"),
+        "SpikingJelly KLIFNode / our KLIF": ("KLIF", "SpikingJelly KLIFNode / ours"),
     }
-    gate = found.pop(asked["allocator"])
-    return int(not report.check(asked, gate, others=found) or wrong)
-
-
-if __name__ == "__main__":
-    # A host that prints while it is imported must not end up in the answer.
-    with contextlib.redirect_stdout(sys.stderr):
-        answer = JOBS[sys.argv[1]](**json.load(sys.stdin))
-    print(json.dumps(answer))
+    cases = {
+        (case["neuron"], tuple(case["shape"]), run["allocator"]): case["passes"].get(PASSES[1], {}).get("ratios", {})
+        for run in part["runs"]
+        if run["threads"] == threads
+        for case in run["cases"]
+    }
+    yield "| steps, neurons | " + " | ".join(columns) + " |"
+    yield "|---" * (1 + len(columns)) + "|"
+    for shape in dict.fromkeys(shape for _, shape, _ in cases):
+        row = [f"{shape[0]}, {label(shape[1:])}"]
+        for neuron, figure in columns.values():
+            found = [cases.get((neuron, shape, allocator), {}).get(figure) for allocator in timing.ALLOCATORS]
+            row.append(" / ".join(f"{ratio[1]:.3g}" for ratio in found if ratio))
+        yield "| " + " | ".join(row) + " |"

@@ -20,11 +20,9 @@ over all steps. There input and weight lie on a grid on which sums are exact, so
 mean of ASRC is not exact: ``unlike`` is how often its float32 outputs differ.
 
 How many outputs are ones decides what a sparse product can gain, so it is stated as ``density``, and a second input
-has fewer of them. The file of ``--json`` holds::
+has fewer of them. The part ``recurrent`` of a file of results holds::
 
-    quick     true: small, two rounds; the numbers mean nothing
-    settings  {backend, threads, rounds, budget}: the last in seconds for one column of one case
-    versions, machine, quiet  as benchmarks/speed/neurons.py
+    runs      [{threads, allocator, cases}]
     cases     [{title, shape, density, red, left_out, unlike, eager, seconds, ratios}]
       density   {span or K: fraction of ones among the outputs}
       red       what is wrong, in words; with one, nothing is timed
@@ -40,14 +38,11 @@ has fewer of them. The file of ``--json`` holds::
 
 from __future__ import annotations
 
-import contextlib
-import json
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -57,10 +52,9 @@ from snn_ext import connection, sequence
 from snn_ext.core import surrogate
 from snn_ext.neurons import lif
 
-from .. import machine
 from ..hosts import Missing, require
 from . import report, timing
-from .timing import child
+from .timing import Settings
 
 SHAPE, QUICK = (784, 64, 256), (60, 4, 16)
 SPANS = (1, 4, 8, 28)
@@ -75,6 +69,8 @@ _VALUES = {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}
 _GRID = 2.0**12
 LOOPS = ("loop by steps", "loop by blocks")
 QUADRATIC = "SpikingJelly container"
+BESIDE = ("official loop", QUADRATIC, "nn.LSTM")
+"""The released loop, the host, and what a user would take instead."""
 
 # ---------------------------------------------------------------- the loops
 
@@ -186,7 +182,7 @@ class Case:
         spans: of SRC; empty for ASRC.
         lags: K of ASRC, or 0.
         backward: whether gradients are asked for.
-        beside: whether the released loop, the host and ``nn.LSTM`` run too.
+        beside: what runs too: of :data:`BESIDE`. ASRC always has its released loop.
     """
 
     title: str
@@ -195,7 +191,7 @@ class Case:
     spans: tuple[int, ...] = ()
     lags: int = 0
     backward: bool = True
-    beside: bool = True
+    beside: tuple[str, ...] = BESIDE
 
     def shape(self, shape: Sequence[int]) -> tuple[int, int, int]:
         """This case's ``[T, N, H]``."""
@@ -207,7 +203,7 @@ class Case:
         """What the neurons hear, in words: the first part of a column's name."""
         return tuple(f"span {span}" for span in self.spans) + ((f"K {self.lags}",) if self.lags else ())
 
-    def data(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> Data:
+    def data(self, shape: Sequence[int], dtype: torch.dtype = torch.float32, device: str = "cpu") -> Data:
         """The same on every machine, and the same numbers in every type."""
         generator = torch.Generator().manual_seed(0)
         size = shape[-1]
@@ -217,9 +213,8 @@ class Case:
         for one in (weight, x):
             one.mul_(_GRID).round_().div_(_GRID)
         grad = torch.randn(*shape, generator=generator)
-        return Data(
-            x.to(dtype).requires_grad_(), nn.Parameter(weight.to(dtype)), nn.Parameter(logits.to(dtype)), grad.to(dtype)
-        )
+        x, weight, logits, grad = (one.to(device, dtype) for one in (x, weight, logits, grad))
+        return Data(x.requires_grad_(), nn.Parameter(weight), nn.Parameter(logits), grad)
 
     def columns(self, data: Data, backend: str) -> dict[str, Callable[[], Column]]:
         """Every column, to be built."""
@@ -234,15 +229,16 @@ class Case:
             found[f"span {span}, loop by steps"] = plain(by_steps, span)
             if span > 1:
                 found[f"span {span}, loop by blocks"] = plain(by_blocks, span)
-            if self.beside:
+            if "official loop" in self.beside:
                 found[f"span {span}, official loop"] = plain(official, span)
         if self.lags:
             found[f"K {self.lags}, ours"] = partial(_ours, data, None, backend)
             found[f"K {self.lags}, loop by steps"] = plain(adaptive_by_steps, logits, more=[logits])
             found[f"K {self.lags}, official loop"] = plain(official, self.lags, logits, more=[logits])
-        elif self.beside:
+        elif QUADRATIC in self.beside:
             found[QUADRATIC] = partial(_container, data, "m")
             found[f"{QUADRATIC}, steps"] = partial(_container, data, "s")
+        if not self.lags and "nn.LSTM" in self.beside:
             found["nn.LSTM"] = partial(_lstm, x)
         return found
 
@@ -254,7 +250,7 @@ def _ours(data: Data, span: int | None, backend: str) -> Column:
     product.weight = weight
     heard: connection.Span
     if span is None:
-        heard = connection.Lags(len(logits))
+        heard = connection.Lags(len(logits)).to(x.device)
         heard.logits = logits
     else:
         heard = span
@@ -274,9 +270,12 @@ def _container(data: Data, mode: str) -> Column:
     x, weight, *_ = data
     # Its triangle, of the same width.
     node = neuron.LIFNode(decay_input=False, v_reset=None, surrogate_function=theirs.PiecewiseQuadratic(1.0))
-    made = layer.LinearRecurrentContainer(node, len(weight), len(weight), bias=False, step_mode=mode).to(x.dtype)
+    made = layer.LinearRecurrentContainer(node, len(weight), len(weight), bias=False, step_mode=mode)
+    made.to(x.device, x.dtype)
     with torch.no_grad():
-        made.rc.weight.copy_(torch.cat((torch.eye(len(weight)), weight), 1))  # its product is of input and output
+        made.rc.weight.copy_(
+            torch.cat((torch.eye(len(weight)).to(weight), weight), 1)
+        )  # its product is of input and output
 
     def forward() -> Tensor:
         functional.reset_net(made)
@@ -287,15 +286,15 @@ def _container(data: Data, mode: str) -> Column:
 
 def _lstm(x: Tensor) -> Column:
     torch.manual_seed(0)
-    made = nn.LSTM(x.shape[-1], x.shape[-1]).to(x.dtype)
+    made = nn.LSTM(x.shape[-1], x.shape[-1]).to(x.device, x.dtype)
     return Column(lambda: made(x)[0], [x, *made.parameters()])
 
 
 CASES = (
     Case("SRC", spans=SPANS),
-    Case("SRC, few spikes,", scale=SPARSE, spans=SPANS, beside=False),
+    Case("SRC, few spikes,", scale=SPARSE, spans=SPANS, beside=()),
     Case("ASRC", lags=LAGS),
-    Case("SRC", batch=1, spans=(28,), backward=False, beside=False),
+    Case("SRC", batch=1, spans=(28,), backward=False, beside=()),
 )
 
 
@@ -358,15 +357,16 @@ def build(case: Case, data: Data, backend: str) -> tuple[dict[str, Column], dict
 # ---------------------------------------------------------------- one case
 
 
-def measure(case: Case, shape: Sequence[int], backend: str, rounds: int, budget: float) -> dict[str, Any]:
+def measure(case: Case, shape: Sequence[int], settings: Settings) -> dict[str, Any]:
     """Check, then time; an entry of ``cases``."""
+    backend, device = settings.backend, settings.device
     shape = case.shape(shape)
-    data = case.data(shape)
+    data = case.data(shape, device=device)
     built, left_out = build(case, data, backend)
     title = f"{case.title} {report.label(shape)} {'forward+backward' if case.backward else 'forward'}"
     result: dict[str, Any] = {"title": title, "shape": shape, "density": {}, "red": [], "left_out": left_out}
     result |= {"unlike": {}, "eager": {}, "seconds": {}, "ratios": {}}
-    exact = case.data((min(GATE, shape[0]), *shape[1:]), torch.float64)
+    exact = case.data((min(GATE, shape[0]), *shape[1:]), torch.float64, device)
     result["red"] = wrong_numbers(case, build(case, exact, backend)[0], exact.grad)
     if not case.lags:
         result["red"] += wrong_numbers(case, built, data.grad, without=[QUADRATIC])  # whose backward takes a minute
@@ -384,7 +384,7 @@ def measure(case: Case, shape: Sequence[int], backend: str, rounds: int, budget:
         calls: dict[str, timing.Call] = {name: partial(step, column, data.grad) for name, column in built.items()}
     else:
         calls = {name: torch.no_grad()(column.forward) for name, column in built.items()}
-    found = timing.interleaved(calls, rounds, budget)
+    found = timing.interleaved(calls, settings.rounds, settings.budget, device)
     result["seconds"] = {name: timing.seconds(found, name) for name in built}
     shared = [name for name in built if name.split(",")[0] not in case.heard]
     for heard in case.heard:
@@ -402,129 +402,68 @@ def measure(case: Case, shape: Sequence[int], backend: str, rounds: int, budget:
 MEMORY = (("SRC", "span 8"), ("ASRC", f"K {LAGS}"))
 
 
-def run_memory(number: int, shape: Sequence[int], column: str, backend: str, threads: int) -> float | None:
+def memory(settings: Settings, number: int, shape: Sequence[int], column: str) -> float | None:
     """How much this process grows in its first training step of a column of ``CASES[number]``, in sequences."""
-    torch.set_num_threads(threads)
     case = CASES[number]
 
     def made(shape: Sequence[int]) -> timing.Call:
-        data = case.data(shape)
-        return partial(step, case.columns(data, backend)[column](), data.grad)
+        data = case.data(shape, device=settings.device)
+        return partial(step, case.columns(data, settings.backend)[column](), data.grad)
 
     made((2, 2, 4))()  # what is made once is not the step's
-    grown = timing.peak_memory(made(shape))
+    grown = timing.peak_memory(made(shape), settings.device)
     return None if grown is None else grown / (4 * math.prod(shape))
 
 
-def memory(cases: Sequence[Mapping[str, Any]], shape: Sequence[int], backend: str, threads: int) -> list[dict]:
-    """Ours, the eager loop and the released one, each training step in a process of its own."""
+# ---------------------------------------------------------------- the part
+
+
+def measure_all(settings: Settings) -> dict[str, Any]:
+    """One entry of ``runs``, in this process."""
+    shape, cases = QUICK if settings.quick else SHAPE, []
+    for case in CASES:
+        print(f"  {case.title} {report.label(case.shape(shape))}", file=sys.stderr, flush=True)
+        cases.append(measure(case, shape, settings))
+    return {"cases": cases}
+
+
+def measure_once(settings: Settings, run: report.Run) -> dict[str, Any]:
+    """Memory: ours, the eager loop and the released one, each training step in a process of its own."""
     found = []
     for title, heard in MEMORY:
         number = next(at for at, case in enumerate(CASES) if case.title == title and case.backward)
-        done = cases[number]
-        columns = {
-            "ours": f"{heard}, ours",
-            "eager loop": done["eager"].get(heard),
-            "official": f"{heard}, official loop",
-        }
-        for column in columns.values():
+        done = run["cases"][number]
+        columns = (f"{heard}, ours", done["eager"].get(heard), f"{heard}, official loop")
+        for column in columns:
             if column in done["seconds"]:
-                job = {"number": number, "shape": CASES[number].shape(shape), "column": column}
-                grown = child("benchmarks.speed.recurrent", [], job | {"backend": backend, "threads": threads}, {})
+                asked = {"number": number, "shape": done["shape"], "column": column}
+                grown = timing.job("recurrent", "memory", settings, **asked)
                 found.append({"title": done["title"], "column": column, "times_sequence": grown})
-    return found
+    return {"memory": found}
 
 
-# ---------------------------------------------------------------- the command
-
-
-def table(result: Mapping[str, Any]) -> Iterator[str]:
-    """The results in lines of text, whatever came out."""
-    settings = result["settings"]
-    yield from report.header(result)
-    yield f"{settings['threads']} threads, {settings['rounds']} rounds; ours: backend={settings['backend']!r}"
-    yield "ms a call, median (quartiles); ratios within a round"
-    for case in result["cases"]:
-        ones = ", ".join(f"{heard} {fraction:.3f}" for heard, fraction in case["density"].items())
-        yield f"\n{case['title']}; ones among the outputs: {ones}"
-        if case["red"]:
-            yield from ("  WRONG, not timed", *(f"  {text}" for text in case["red"]))
-        for name, (low, median, high, rounds) in case["seconds"].items():
-            unlike = case["unlike"].get(name, 0.0)
-            note = f" | {unlike:.1e} of the outputs differ" if unlike else ""
-            few = f" | rounds: {rounds}" if rounds < settings["rounds"] else ""
-            spread = f"({low * 1e3:.1f}-{high * 1e3:.1f})"
-            yield f"  {name:30} {median * 1e3:10.1f} {spread:20}{few}{note}"
-        for figure, (low, median, high, _) in case["ratios"].items():
-            loop = case["eager"][figure.split(":")[0]].split(", ")[1]
-            note = f" | {loop}" if "eager loop" in figure else ""
-            yield f"  {figure:46} {median:8.3g} ({low:.3g}-{high:.3g}){note}"
-        for name, reason in case["left_out"].items():
-            yield f"  left out: {name}: {reason}"
+def table(part: Mapping[str, Any]) -> Iterator[str]:
+    """The results in Markdown, whatever came out."""
+    for cases in report.together(part["runs"]):
+        case = next(iter(cases.values()))
+        notes = [
+            "ones among the outputs: " + ", ".join(f"{heard} {ones:.3f}" for heard, ones in case["density"].items())
+        ]
+        notes += [f"{name}: {unlike:.1e} of the outputs differ" for name, unlike in case["unlike"].items() if unlike]
+        notes += [f"the eager loop of {heard} is {name}" for heard, name in case["eager"].items()]
+        yield from report.comparison(case["title"], cases, notes)
     yield ""
-    for one in result["memory"]:
-        grown = "not measured" if one["times_sequence"] is None else f"{one['times_sequence']:.1f} sequences"
-        yield f"peak memory, {one['title']}, {one['column']}: {grown}"
-    if result["quick"]:
-        yield "QUICK: small, two rounds; the numbers above mean nothing"
+    for one in part["memory"]:
+        grown = "not measured" if one["times_sequence"] is None else f"{one['times_sequence']:.2f} sequences [T, N, H]"
+        yield f"- peak memory of a training step, {one['title']}, {one['column']}: {grown}"
+    yield from report.left_out(part["runs"])
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, tuple[float, str]]:
-    """Every number that a target can name."""
-    found = {
-        f"{case['title']}, {figure}": report.of_ratio(ratio)
-        for case in result["cases"]
-        for figure, ratio in case["ratios"].items()
+def figures(part: Mapping[str, Any]) -> dict[str, report.Figures]:
+    """Every number that a target can name, per condition."""
+    grown = {
+        f"{one['title']}, {one['column']}: peak memory / sequence": (one["times_sequence"], "one process")
+        for one in part["memory"]
+        if one["times_sequence"] is not None
     }
-    for one in result["memory"]:
-        if one["times_sequence"] is not None:
-            found[f"{one['title']}, {one['column']}: peak memory / sequence"] = one["times_sequence"], "one process"
-    return found
-
-
-def run(
-    threads: int | None,
-    rounds: int,
-    budget: float,
-    backend: str,
-    quick: bool,
-    json_path: Path | None,
-    read: Path | None,
-    targets: Path | None,
-) -> int:
-    """The command: measure or read, print, write, check; 1 for a wrong number or a target not reached."""
-    asked = report.targets(targets, "recurrent")
-    result = json.loads(read.read_text()) if read else collect(threads, 2 if quick else rounds, budget, backend, quick)
-    print(*table(result), sep="\n")
-    report.write(result, json_path)
-    wrong = any(case["red"] for case in result["cases"])
-    return int(asked is not None and not report.check(asked, figures(result))) or int(wrong)
-
-
-def collect(threads: int | None, rounds: int, budget: float, backend: str, quick: bool) -> dict[str, Any]:
-    """Measure everything."""
-    threads = threads or torch.get_num_threads()
-    torch.set_num_threads(threads)
-    shape = QUICK if quick else SHAPE
-    result: dict[str, Any] = {
-        "quick": quick,
-        "settings": {"backend": backend, "threads": threads, "rounds": rounds, "budget": budget},
-        "versions": machine.versions(),
-        "machine": machine.machine(),
-        "quiet": {"before": machine.quiet()},
-        "cases": [],
-        "memory": [],
-    }
-    for case in CASES:
-        print(f"  {case.title} {report.label(case.shape(shape))}", file=sys.stderr, flush=True)
-        result["cases"].append(measure(case, shape, backend, rounds, budget))
-    result["memory"] = memory(result["cases"], shape, backend, threads)
-    result["quiet"]["after"] = machine.quiet()
-    return result
-
-
-if __name__ == "__main__":
-    # A host that prints while it is imported must not end up in the answer.
-    with contextlib.redirect_stdout(sys.stderr):
-        answer = run_memory(**json.load(sys.stdin))
-    print(json.dumps(answer))
+    return {when: {**found, **grown} for when, found in report.of_cases(part["runs"], ", ").items()}

@@ -1,6 +1,7 @@
 """How things are timed: interleaved rounds, ratios within a round, the machine's own speed. POSIX only.
 
-Nothing here knows a neuron.
+Nothing here knows a neuron. What differs between a CPU and a GPU is here and nowhere else: the clock (CUDA events),
+the memory (what torch has allocated), the triad. The CUDA side was not run on a GPU here.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -40,6 +42,35 @@ ALLOCATORS: Mapping[str, Mapping[str, str]] = {
 }
 
 
+@dataclass(frozen=True)
+class Settings:
+    """How one run of a part is measured, as its process is told.
+
+    Attributes:
+        backend: of ours: ``"cpu"``, ``"torch"`` or ``"cupy"``.
+        device: ``"cpu"`` or ``"cuda"``.
+        threads: torch's.
+        rounds: of each case, after the first.
+        budget: seconds for one column of one case over all rounds.
+        compile_seconds: how long torch.compile may take for a case; 0 leaves it out.
+        quick: small shapes, to see that it runs.
+        names: of the neurons, for the part ``neurons``; empty for all.
+        shapes: ``[T, N, *]``, for the part ``neurons``; empty for the usual ones.
+        main: whether these are the conditions under which the heaviest cases run too.
+    """
+
+    backend: str = "cpu"
+    device: str = "cpu"
+    threads: int = 1
+    rounds: int = 11
+    budget: float = 3.0
+    compile_seconds: float = 0.0
+    quick: bool = False
+    names: Sequence[str] = ()
+    shapes: Sequence[Sequence[int]] = ()
+    main: bool = True
+
+
 class Spread(NamedTuple):
     """Quartiles of a quantity over rounds, and the number of rounds."""
 
@@ -57,13 +88,16 @@ class Spread(NamedTuple):
         return cls(low, median, high, len(values))
 
 
-def interleaved(calls: Mapping[str, Call], rounds: int, budget: float, seed: int = 0) -> list[Round]:
+def interleaved(
+    calls: Mapping[str, Call], rounds: int, budget: float, device: str = "cpu", seed: int = 0
+) -> list[Round]:
     """Time calls against each other: every round runs each once, in an order drawn afresh.
 
     Args:
         calls: what to time, by name.
         rounds: how many rounds after the first, which warms up.
         budget: seconds for one call over all rounds. One that has used them up leaves the rest out.
+        device: where they run; on ``"cuda"`` the wall clock is a pair of events.
         seed: of the orders.
 
     Returns:
@@ -81,16 +115,31 @@ def interleaved(calls: Mapping[str, Call], rounds: int, budget: float, seed: int
         gc.collect()  # so that no call pays for another's garbage
         for name in order:
             n = repeats[name]
-            faults, cpu, wall = _faults(), time.process_time(), time.perf_counter()
-            for _ in range(n):
-                calls[name]()
-            wall, cpu, faults = time.perf_counter() - wall, time.process_time() - cpu, _faults() - faults
+            faults, cpu = _faults(), time.process_time()
+            wall = _elapsed(calls[name], n, device)
+            cpu, faults = time.process_time() - cpu, _faults() - faults
             current[name] = {"wall": wall / n, "cpu": cpu / n, "faults": faults / n, "calls": n}
             spent[name] += wall
             # The first call pays for what is made once, so the second round decides as well.
             repeats[name] = max(1, min(1000, math.ceil(_SHORTEST * n / wall))) if number < 2 else n
         measured.append(current)
     return measured
+
+
+def _elapsed(call: Call, times: int, device: str) -> float:
+    """Seconds of that many calls."""
+    if device == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        for _ in range(times):
+            call()
+        end.record()
+        end.synchronize()
+        return start.elapsed_time(end) / 1e3
+    began = time.perf_counter()
+    for _ in range(times):
+        call()
+    return time.perf_counter() - began
 
 
 def _faults() -> int:
@@ -144,12 +193,20 @@ class Traffic(NamedTuple):
         return self.read + 2 * self.written
 
 
-def yardsticks(elements: int) -> dict[str, Traffic]:
-    """STREAM's triad and copy on float32 arrays of ``elements`` each, touched beforehand.
+def yardsticks(elements: int, device: str = "cpu") -> dict[str, Traffic]:
+    """STREAM's triad and copy on float32 arrays of ``elements`` each, touched beforehand; torch's on ``"cuda"``.
 
     Raises:
         RuntimeError: there is no compiler, or what it made computes something else.
     """
+    moved = {"triad": (8 * elements, 4 * elements), "copy": (4 * elements, 4 * elements)}
+    if device == "cuda":
+        into, one, other = (torch.ones(elements, device=device) for _ in range(3))
+        calls: dict[str, Call] = {
+            "triad": lambda: torch.add(one, other, alpha=0.5, out=into),
+            "copy": lambda: into.copy_(one),
+        }
+        return {name: Traffic(call, *moved[name]) for name, call in calls.items()}
     # With the flags of the kernels; nothing among them makes the compiler use streaming stores.
     code = cpu.library(_TRIAD)
     a, b, c = (torch.empty(elements) for _ in range(3))
@@ -169,7 +226,7 @@ def yardsticks(elements: int) -> dict[str, Traffic]:
     triad()
     if not bool((a == 1.5).all()):
         raise RuntimeError("the triad computed something else")
-    return {"triad": Traffic(triad, 8 * elements, 4 * elements), "copy": Traffic(copy, 4 * elements, 4 * elements)}
+    return {"triad": Traffic(triad, *moved["triad"]), "copy": Traffic(copy, *moved["copy"])}
 
 
 # ---------------------------------------------------------------- processes of their own
@@ -199,11 +256,29 @@ def child(module: str, arguments: Sequence[str], job: Any, environment: Mapping[
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def peak_memory(call: Call) -> int | None:
+def job(
+    part: str, function: str, settings: Settings, environment: Mapping[str, str] | None = None, /, **asked: Any
+) -> Any:
+    """Run ``function(settings, **asked)`` of a part's module in a process of its own.
+
+    Raises:
+        RuntimeError: it failed.
+    """
+    told = {"settings": asdict(settings), **asked}
+    return child("benchmarks.speed", [part, function], told, environment or {})
+
+
+def peak_memory(call: Call, device: str = "cpu") -> int | None:
     """How many bytes the process grows at most while ``call`` runs; ``None`` where Linux does not tell.
 
-    Once in a process: what an earlier call freed, and the allocator kept, would not show.
+    On ``"cuda"`` what torch has allocated there. Once in a process: what an earlier call freed, and the allocator
+    kept, would not show.
     """
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        held = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - held
     if not Path("/proc/self/clear_refs").exists():
         return None
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is resident now

@@ -7,28 +7,26 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks.speed import layers
-from snn_ext import recurrence
+from benchmarks.speed import layers, report, timing
+from snn_ext import recurrence, sequence
+
+IN_TORCH = timing.Settings(backend="torch", rounds=2, quick=True)
+TARGETS = Path(command_line.__file__).with_name("targets.json")
 
 
-def test_a_quick_run(tmp_path, capsys):
-    path = tmp_path / "new" / "layers.json"
-    threads = torch.get_num_threads()
-    try:
-        assert command_line.main(["layers", "--quick", "--threads", "1", "--json", str(path)]) == 0
-    finally:
-        torch.set_num_threads(threads)
-    result = json.loads(path.read_text())
-    assert [case["activity"] for case in result["cases"]] == ["dense", "sparse"]
-    printed = capsys.readouterr().out
-    for case in result["cases"]:
+def test_a_quick_run():
+    run = {"threads": 1, "allocator": "default", **layers.measure_all(timing.Settings(rounds=2, quick=True))}
+    part = {"runs": [json.loads(json.dumps(run))]}
+    assert [case["activity"] for case in run["cases"]] == ["dense", "sparse"]
+    printed = "\n".join(layers.table(part))
+    for case in run["cases"]:
         assert case["shape"] == list(layers.QUICK[0]) and case["unlike"] == {"v1": 0.0, "v2": 0.0}
         assert len(case["ratios"]) == 10 and all(quartiles[1] > 0 for quartiles in case["ratios"].values())
         assert len(case["density"]) == 8
-        assert all(figure in printed for figure in case["ratios"])
-    # What was written can be read, and says the same.
-    assert command_line.main(["layers", "--read", str(path)]) == 0
-    assert capsys.readouterr().out.strip() == printed.rpartition("results: ")[0].strip()
+        assert all(f"| {figure} " in printed for figure in case["ratios"])
+    assert layers.figures(part)["1 thread, default"].keys() == {
+        f"6x4x5x8 {case['activity']}: {figure}" for case in run["cases"] for figure in case["ratios"]
+    }
 
 
 def test_the_second_activity_is_that_of_trained_networks():
@@ -39,37 +37,32 @@ def test_the_second_activity_is_that_of_trained_networks():
     assert 0.15 < found["sparse"] < 0.22 and found["dense"] > 0.6
 
 
-def test_targets_are_figures_that_are_measured(tmp_path, capsys):
-    targets = Path(command_line.__file__).with_name("targets.json")
-    asked = json.loads(targets.read_text())["layers"]["targets"]
-    read = tmp_path / "result.json"
-    quiet = {"load_average": 0.0, "pressure_avg10_percent": None}
-    for times, status in ((10.0, 0), (1.0, 1)):
-        figures = [
-            f"{name} step loop / {name}, {mode}"
-            for name in ("v1 cell", "v1", "v2")
-            for mode in ("range fixed", "ema_sequence")
-        ]
-        usual = {"unlike": {}, "seconds": {}, "density": {}, "ratios": dict.fromkeys(figures, [times] * 3 + [3])}
-        result = {
-            "settings": {"threads": 2, "rounds": 3},
-            "versions": {},
-            "machine": {"processor": "made up", "cores": 2, "last_level_cache": None},
-            "quiet": {"before": quiet},
-            "cases": [
-                {"shape": s, "activity": activity, **usual} for s in layers.SHAPES for activity in layers.ACTIVITIES
-            ],
-        }
-        read.write_text(json.dumps(result))
-        assert command_line.main(["layers", "--read", str(read), "--check", str(targets)]) == status
-        printed = capsys.readouterr().out
-        assert printed.count("SHORT " if status else "reached ") == len(asked) > 0
+def made_up(times):
+    """Results of every shape and activity at full size."""
+    figures = [
+        f"{name} step loop / {name}, {mode}"
+        for name in ("v1 cell", "v1", "v2")
+        for mode in ("range fixed", "ema_sequence")
+    ]
+    ratios = dict.fromkeys(figures, [times] * 3 + [3])
+    cases = [
+        {"title": f"{report.label(shape)} {activity}", "ratios": ratios}
+        for shape in layers.SHAPES
+        for activity in layers.ACTIVITIES
+    ]
+    return {"runs": [{"threads": 2, "allocator": "default", "cases": cases}]}
+
+
+def test_targets_are_figures_that_are_measured(capsys):
+    asked = report.targets(TARGETS)
+    count = sum(len(group["targets"]) for group in asked["parts"]["layers"])
+    for times, reached in ((10.0, True), (1.0, False)):
+        assert report.check(asked, "layers", layers.figures(made_up(times))) is reached
+        assert capsys.readouterr().out.count("reached " if reached else "SHORT ") == count == 12
     # One that falls short is enough.
-    short = next(one for one in result["cases"])
-    result["cases"] = [{**one, "ratios": dict.fromkeys(figures, [10.0] * 3 + [3])} for one in result["cases"]]
-    result["cases"][0]["ratios"] = short["ratios"]
-    read.write_text(json.dumps(result))
-    assert command_line.main(["layers", "--read", str(read), "--check", str(targets)]) == 1
+    part = made_up(10.0)
+    part["runs"][0]["cases"][0]["ratios"] = made_up(1.0)["runs"][0]["cases"][0]["ratios"]
+    assert report.check(asked, "layers", layers.figures(part)) is False
 
 
 def test_a_layer_that_is_not_the_loop_is_not_timed(monkeypatch):
@@ -80,8 +73,19 @@ def test_a_layer_that_is_not_the_loop_is_not_timed(monkeypatch):
         return result._replace(output=result.output.flip(0))
 
     monkeypatch.setattr(recurrence, "run", wrong)
-    with pytest.raises(RuntimeError, match=r"v2 at .*float64.* are not the loop's"):
-        layers.measure(layers.QUICK[0], "torch", 1)
+    monkeypatch.setattr(timing, "interleaved", lambda *args: pytest.fail("a wrong case was timed"))
+    case = layers.measure(layers.QUICK[0], "dense", IN_TORCH)
+    (red,) = case["red"]
+    assert red.startswith("v2, float64: ") and red.endswith(" are not the loop's") and case["seconds"] == {}
+
+
+def test_a_backend_that_cannot_run_is_listed_with_its_reason(monkeypatch):
+    def refuse(backend):
+        raise sequence.BackendUnavailable("no compiler on Sundays")
+
+    monkeypatch.setattr(sequence, "check_backend", refuse)
+    case = layers.measure(layers.QUICK[0], "dense", timing.Settings(rounds=2))
+    assert case["left_out"] == {"ours": "no compiler on Sundays"} and case["ratios"] == {}
 
 
 @pytest.mark.parametrize("shift", layers.ACTIVITIES.values())

@@ -15,25 +15,7 @@ from snn_ext import connection, sequence
 SHAPE = recurrent.QUICK
 SRC, FEW, ASRC, ALONE = recurrent.CASES
 TARGETS = Path(command_line.__file__).with_name("targets.json")
-MEASURE = {"backend": "torch", "rounds": 2, "budget": 20.0}
-
-
-@pytest.fixture
-def in_process(monkeypatch):
-    """The children's work in this process."""
-
-    def child(module, arguments, job, environment):
-        assert (module, arguments) == ("benchmarks.speed.recurrent", [])
-        return json.loads(json.dumps(recurrent.run_memory(**json.loads(json.dumps(job)))))
-
-    monkeypatch.setattr(recurrent, "child", child)
-
-
-@pytest.fixture
-def one_thread():
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
+IN_TORCH = timing.Settings(backend="torch", rounds=2, quick=True)
 
 
 @pytest.fixture
@@ -87,7 +69,7 @@ def test_a_wrong_number_is_named_and_nothing_is_timed(said, ours, monkeypatch):
     case, change = WRONG[said]
     ours(change)
     monkeypatch.setattr(timing, "interleaved", lambda *args: pytest.fail("a wrong case was timed"))
-    result = recurrent.measure(case, SHAPE, **MEASURE)
+    result = recurrent.measure(case, SHAPE, IN_TORCH)
     assert any(said in text for text in result["red"]), result["red"]
     assert all(", ours, " in text for text in result["red"])
     assert result["seconds"] == {} and result["ratios"] == {}
@@ -98,7 +80,7 @@ def test_the_loops_are_checked_too(name, monkeypatch):
     right = getattr(recurrent, name)
     monkeypatch.setattr(recurrent, name, lambda x, *rest: right(1.01 * x, *rest))
     case = ASRC if name == "adaptive_by_steps" else SRC
-    red = recurrent.measure(case, SHAPE, **MEASURE)["red"]
+    red = recurrent.measure(case, SHAPE, IN_TORCH)["red"]
     # What the loop by steps says is the reference: where it is wrong, everything else is said to differ.
     wrong = {"by_blocks": "loop by blocks", "official": "official loop", "adaptive_by_steps": "ours"}[name]
     assert any(f", {wrong}, " in text for text in red)
@@ -107,7 +89,7 @@ def test_the_loops_are_checked_too(name, monkeypatch):
 
 @pytest.mark.parametrize("case", recurrent.CASES, ids=lambda case: f"{case.title} {case.batch or ''}")
 def test_what_is_right_is_timed_with_all_columns(case):
-    result = recurrent.measure(case, SHAPE, **MEASURE)
+    result = recurrent.measure(case, SHAPE, IN_TORCH)
     data = case.data(case.shape(SHAPE))
     assert result["red"] == [] and result["left_out"] == {}
     assert list(result["seconds"]) == list(case.columns(data, "torch"))
@@ -119,9 +101,7 @@ def test_what_is_right_is_timed_with_all_columns(case):
 
 
 def test_the_second_input_makes_fewer_spikes():
-    usual, few = (
-        recurrent.measure(replace(case, spans=(1,), beside=False), (60, 4, 64), **MEASURE) for case in (SRC, FEW)
-    )
+    usual, few = (recurrent.measure(replace(case, spans=(1,), beside=()), (60, 4, 64), IN_TORCH) for case in (SRC, FEW))
     assert few["density"]["span 1"] < 0.3 * usual["density"]["span 1"]
 
 
@@ -141,12 +121,12 @@ def test_columns_have_the_same_leaves():
 
 
 def test_the_eager_loop_is_the_faster_one(monkeypatch):
-    def fake(calls, rounds, budget):
+    def fake(calls, *rest):
         wall = dict.fromkeys(calls, 1.0) | {"span 4, loop by blocks": 0.5, "span 8, loop by blocks": 2.0}
         return [{name: {"wall": wall[name]} for name in calls}] * 3
 
     monkeypatch.setattr(timing, "interleaved", fake)
-    result = recurrent.measure(SRC, SHAPE, **MEASURE)
+    result = recurrent.measure(SRC, SHAPE, IN_TORCH)
     assert (
         result["eager"]["span 4"] == "span 4, loop by blocks" and result["eager"]["span 8"] == "span 8, loop by steps"
     )
@@ -154,17 +134,15 @@ def test_the_eager_loop_is_the_faster_one(monkeypatch):
     assert result["ratios"]["span 8: eager loop / ours"][1] == result["ratios"]["span 8: nn.LSTM / ours"][1] == 1.0
 
 
-def test_a_backend_that_cannot_run_is_listed_with_its_reason(monkeypatch, in_process, capsys, one_thread):
+def test_a_backend_that_cannot_run_is_listed_with_its_reason(monkeypatch):
     def refuse(backend):
         raise sequence.BackendUnavailable("no compiler on Sundays")
 
     monkeypatch.setattr(sequence, "check_backend", refuse)
-    arguments = ["recurrent", "--quick", "--threads", "1"]
-    assert command_line.main([*arguments, "--check", str(TARGETS)]) == 1
-    printed = capsys.readouterr().out
-    assert "left out: span 8, ours: no compiler on Sundays" in printed and "reached " not in printed
-    count = len(json.loads(TARGETS.read_text())["recurrent"]["targets"])
-    assert printed.count("measured nothing; not measured") == count
+    result = recurrent.measure(replace(SRC, spans=(8,), beside=()), SHAPE, IN_TORCH)
+    assert result["left_out"] == {"span 8, ours": "no compiler on Sundays"} and result["ratios"] == {}
+    part = {"runs": [{"threads": 2, "allocator": "default", "cases": [result]}], "memory": []}
+    assert "left out: span 8, ours: no compiler on Sundays [SRC " in "\n".join(recurrent.table(part))
 
 
 # ---------------------------------------------------------------- targets
@@ -178,72 +156,39 @@ def made_up(fast=1.0):
         name = f"{case.title} {report.label(shape)} {'forward+backward' if case.backward else 'forward'}"
         against = ["eager loop", "official loop", recurrent.QUADRATIC, "nn.LSTM"]
         ratios = {f"{heard}: {slow} / ours": [100 / fast] * 3 + [3] for heard in case.heard for slow in against}
-        eager = {heard: f"{heard}, loop by steps" for heard in case.heard}
-        usual = {"density": {}, "red": [], "left_out": {}, "unlike": {}, "seconds": {}}
-        cases.append({"title": name, "shape": shape, "eager": eager, "ratios": ratios, **usual})
-    quiet = {"load_average": 0.0, "pressure_avg10_percent": None}
-    return {
-        "quick": False,
-        "settings": {"backend": "cpu", "threads": 2, "rounds": 3, "budget": 60.0},
-        "versions": {"python": "3"},
-        "machine": {"processor": "made up", "cores": 2, "last_level_cache": None},
-        "quiet": {"before": quiet, "after": quiet},
-        "cases": cases,
-        "memory": [{"title": cases[0]["title"], "column": "span 8, ours", "times_sequence": 6.0}],
-    }
+        cases.append({"title": name, "ratios": ratios})
+    grown = [{"title": cases[0]["title"], "column": "span 8, ours", "times_sequence": 6.0}]
+    return {"runs": [{"threads": 2, "allocator": "default", "cases": cases}], "memory": grown}
 
 
-def checked(result, tmp_path, targets=TARGETS):
-    path = tmp_path / "result.json"
-    path.write_text(json.dumps(result))
-    return command_line.main(["recurrent", "--read", str(path), "--check", str(targets)])
+def checked(part):
+    return report.check(report.targets(TARGETS), "recurrent", recurrent.figures(part))
 
 
-def test_targets_are_figures_that_are_measured(tmp_path, capsys):
-    assert checked(made_up(), tmp_path) == 0
+def test_targets_are_figures_that_are_measured(capsys):
+    assert checked(made_up()) is True
     printed = capsys.readouterr().out
-    assert printed.count("reached ") == len(json.loads(TARGETS.read_text())["recurrent"]["targets"])
-    assert "required >= 1.7 (stretch 2), measured 100; quartiles 100 to 100, rounds: 3" in printed
-    assert checked(made_up(fast=200.0), tmp_path) == 1
+    count = sum(len(group["targets"]) for group in report.targets(TARGETS)["parts"]["recurrent"])
+    assert printed.count("reached ") == count == 11
+    assert "required >= 1.7 (stretch 2), measured 100; quartiles 100 to 100, rounds: 3; bounded by: the " in printed
+    assert checked(made_up(fast=200.0)) is False
     assert "reached " not in capsys.readouterr().out
 
 
-def test_one_target_that_falls_short_is_enough(tmp_path, capsys):
-    result = made_up()
-    result["cases"][2]["ratios"]["K 21: official loop / ours"][1] = 3.49
-    assert checked(result, tmp_path) == 1
-    printed = capsys.readouterr().out
-    assert printed.count("SHORT ") == 1
-    assert (
-        "SHORT   ASRC 784x64x256 forward+backward, K 21: official loop / ours: required >= 3.5, measured 3.49"
-        in printed
-    )
+def test_one_target_that_falls_short_is_enough(capsys):
+    part = made_up()
+    part["runs"][0]["cases"][2]["ratios"]["K 21: official loop / ours"][1] = 3.49
+    assert checked(part) is False
+    (short,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("SHORT "))
+    assert short.startswith("SHORT   ASRC 784x64x256 forward+backward, K 21: official loop / ours: required >= 3.5, ")
 
 
-def test_what_is_wrong_gives_status_1_without_targets(tmp_path, capsys):
-    result = made_up()
-    result["cases"][1]["red"] = ["span 4, ours: made up"]
-    (tmp_path / "result.json").write_text(json.dumps(result))
-    assert command_line.main(["recurrent", "--read", str(tmp_path / "result.json")]) == 1
-    assert "WRONG, not timed\n  span 4, ours: made up" in capsys.readouterr().out
-
-
-def test_memory_can_be_a_target(tmp_path):
-    path = tmp_path / "targets.json"
+def test_memory_can_be_a_target():
     figure = "SRC 784x64x256 forward+backward, span 8, ours: peak memory / sequence"
-    for most, status in ((6, 0), (5.9, 1)):
-        path.write_text(json.dumps({"recurrent": {"targets": [{"figure": figure, "at_most": most}]}}))
-        assert checked(made_up(), tmp_path, path) == status
-
-
-@pytest.mark.parametrize("command", ["speed", "layers", "recurrent"])
-@pytest.mark.parametrize("text", ["{", "[]", '{"speeds": {"targets": []}}'])
-def test_targets_that_cannot_be_used_are_refused_before_measuring(command, text, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(timing, "interleaved", lambda *args: pytest.fail("measured"))
-    path = tmp_path / "targets.json"
-    path.write_text(text)
-    assert command_line.main([command, "--quick", "--check", str(path)]) == 1
-    assert "targets" in capsys.readouterr().err
+    for most, reached in ((6, True), (5.9, False)):
+        groups = [{"bounded_by": "", "targets": [{"figure": figure, "at_most": most}]}]
+        asked = {"conditions": {"threads": 2, "allocator": "default"}, "parts": {"recurrent": groups}}
+        assert report.check(asked, "recurrent", recurrent.figures(made_up())) is reached
 
 
 # ---------------------------------------------------------------- memory, end to end
@@ -251,27 +196,25 @@ def test_targets_that_cannot_be_used_are_refused_before_measuring(command, text,
 
 def test_peak_memory_in_a_process_of_its_own():
     # The released loop keeps every rolled buffer: 8 sequences, and more.
-    job = {"shape": (100, 16, 256), "backend": "torch", "threads": 1}
-    (src,) = (at for at, case in enumerate(recurrent.CASES) if case is SRC)
-    one = {"number": src, "column": "span 8, official loop"}
-    grown = timing.child("benchmarks.speed.recurrent", [], job | one, {})
+    number = recurrent.CASES.index(SRC)
+    asked = {"number": number, "shape": (100, 16, 256), "column": "span 8, official loop"}
+    grown = timing.job("recurrent", "memory", IN_TORCH, **asked)
     assert grown is None or 8 < grown < 25
 
 
-def test_end_to_end(tmp_path, capsys, in_process, one_thread):
-    out = tmp_path / "new" / "result.json"
-    assert command_line.main(["recurrent", "--quick", "--threads", "1", "--json", str(out)]) == 0
-    written = json.loads(out.read_text())
-    assert list(written) == ["quick", "settings", "versions", "machine", "quiet", "cases", "memory"]
-    assert written["settings"] == {"backend": "cpu", "threads": 1, "rounds": 2, "budget": 60.0}
-    assert [case["title"] for case in written["cases"]] == [
+def test_end_to_end(monkeypatch):
+    monkeypatch.setattr(timing, "job", lambda part, name, *args, **asked: recurrent.memory(*args, **asked))
+    run = {"threads": 1, "allocator": "default", **recurrent.measure_all(timing.Settings(rounds=2, quick=True))}
+    part = json.loads(json.dumps({"runs": [run], **recurrent.measure_once(IN_TORCH, run)}))
+    assert [case["title"] for case in run["cases"]] == [
         "SRC 60x4x16 forward+backward",
         "SRC, few spikes, 60x4x16 forward+backward",
         "ASRC 60x4x16 forward+backward",
         "SRC 60x1x16 forward",
     ]
-    assert len(written["memory"]) == 6
-    printed = capsys.readouterr().out
-    assert "QUICK" in printed and "SpikingJelly container, steps" in printed
-    assert command_line.main(["recurrent", "--read", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == printed.rpartition("results: ")[0].strip()
+    assert all(case["red"] == [] for case in run["cases"]) and len(part["memory"]) == 6
+    printed = "\n".join(recurrent.table(part))
+    assert "| SpikingJelly container, steps, ms " in printed
+    assert all(f"| {figure} " in printed for case in run["cases"] for figure in case["ratios"])
+    run["cases"][1]["red"] = ["span 4, ours: made up"]
+    assert "WRONG, not timed:\n\n- span 4, ours: made up" in "\n".join(recurrent.table({**part, "runs": [run]}))

@@ -10,28 +10,31 @@ import torch
 
 from benchmarks import __main__ as command_line
 from benchmarks import machine
+from benchmarks.speed import __main__ as children
+from benchmarks.speed import command, report, timing
 from benchmarks.speed import neurons as speed
-from benchmarks.speed import timing
 from benchmarks.speed.cases import CASES, QUICK, SHAPES
 from snn_ext import sequence
 from snn_ext.kernels import cpu
 
 TARGETS = Path(command_line.__file__).with_name("targets.json")
-MEASURE = {"rounds": 2, "budget": 20.0, "compile_seconds": 0.0}
+QUICKLY = timing.Settings(rounds=2, quick=True)
+IN_TORCH = timing.Settings(backend="torch", rounds=2, quick=True)
 HERE = {"import": 0.0, "call": 0.0}
+GATE = "2 threads, default"
 
 
 @pytest.fixture
 def in_process(monkeypatch):
-    """The children's work in this process, so that a test can break something."""
+    """The children's work in this process, so that a test can break something; torch's threads stay as they are."""
 
     def child(module, arguments, job, environment):
-        answer = (
-            speed.JOBS[arguments[0]](**json.loads(json.dumps(job))) if module == "benchmarks.speed.neurons" else HERE
-        )
-        return json.loads(json.dumps(answer))
+        if module != "benchmarks.speed":
+            return HERE
+        return json.loads(json.dumps(children.answer(*arguments, json.loads(json.dumps(job)))))
 
-    monkeypatch.setattr(speed, "child", child)
+    monkeypatch.setattr(timing, "child", child)
+    monkeypatch.setattr(torch, "set_num_threads", lambda threads: None)
 
 
 @pytest.fixture
@@ -75,11 +78,11 @@ def test_a_wrong_number_is_named_and_nothing_is_timed(said, ours, in_process, mo
     name, change = WRONG[said]
     ours(change)
     monkeypatch.setattr(timing, "interleaved", lambda *args: pytest.fail("a wrong case was timed"))
-    red = speed.measure(CASES[name], QUICK[0], "cpu", **MEASURE)
+    red = speed.measure(CASES[name], QUICK[0], QUICKLY)
     assert len(red["red"]) >= 1 and all(text.startswith("ours: ") for text in red["red"])
     assert any(said in text for text in red["red"]) and red["passes"] == {}
     monkeypatch.setattr(speed, "overhead", lambda *args: {"columns": {}, "left_out": {}})
-    assert command_line.main(["speed", "--quick", "--cases", name]) == 1
+    assert command_line.main(["speed", "--quick", "--threads", "1", "--parts", "neurons", "--cases", name]) == 1
     printed = capsys.readouterr().out
     assert "WRONG, not timed" in printed and said in printed
 
@@ -87,7 +90,7 @@ def test_a_wrong_number_is_named_and_nothing_is_timed(said, ours, in_process, mo
 @pytest.mark.parametrize("name", CASES)
 def test_what_is_right_is_timed(name, ours):
     ours(lambda x, values, output: output)
-    result = speed.measure(CASES[name], QUICK[0], "cpu", **MEASURE)
+    result = speed.measure(CASES[name], QUICK[0], QUICKLY)
     assert result["red"] == [] and "ours" not in result["left_out"]
     assert {"ours", *CASES[name].hosts} < result["passes"]["forward+backward"]["seconds"].keys()
     # The hosts compute the same neuron: what is compared is speed.
@@ -99,7 +102,7 @@ def test_what_is_right_is_timed(name, ours):
 def test_the_loop_by_hand_is_checked_too(name, monkeypatch):
     case = CASES[name]
     monkeypatch.setitem(vars(case), "loop", lambda x, *learned, right=case.loop: right(x * 1.01, *learned))
-    red = speed.measure(case, QUICK[0], "torch", **MEASURE)["red"]
+    red = speed.measure(case, QUICK[0], IN_TORCH)["red"]
     assert red and all(text.startswith("eager by hand: ") for text in red)
 
 
@@ -112,15 +115,18 @@ def test_a_backend_that_cannot_run_is_listed_with_its_reason(in_process, monkeyp
         return check(backend)
 
     monkeypatch.setattr(sequence, "check_backend", refuse)
-    arguments = ["speed", "--quick", "--cases", "LIF", "--json", str(tmp_path / "deep" / "out.json")]
+    out = tmp_path / "deep" / "out.json"
+    arguments = ["speed", "--quick", "--threads", "2", "--parts", "neurons", "--cases", "LIF", "--json", str(out)]
     assert command_line.main(arguments) == 0
     assert "left out: ours: no compiler on Sundays [LIF 10x4x8]" in capsys.readouterr().out
-    written = json.loads((tmp_path / "deep" / "out.json").read_text())
-    timed = written["runs"]["default"]["cases"][0]["passes"]["forward"]
-    assert "ours" not in timed["seconds"] and "eager by hand" in timed["seconds"]
+    written = json.loads(out.read_text())["parts"]["neurons"]
+    timed = written["runs"][0]["cases"][0]["passes"]["forward"]
+    assert "ours" not in timed["seconds"] and "eager by hand" in timed["seconds"] and timed["ratios"] == {}
     assert written["first_call"] == {"left_out": "no compiler on Sundays"}
+    # The file is there: nothing is measured again.
+    monkeypatch.setattr(timing, "interleaved", lambda *args: pytest.fail("measured again"))
     assert command_line.main([*arguments, "--check", str(TARGETS)]) == 1
-    assert "measured nothing" in capsys.readouterr().out
+    assert f"measured nothing; not measured with {GATE}" in capsys.readouterr().out
 
 
 def test_without_a_compiler_bandwidth_is_left_out(monkeypatch):
@@ -128,7 +134,7 @@ def test_without_a_compiler_bandwidth_is_left_out(monkeypatch):
         raise cpu.NoCompiler("no C++ compiler")
 
     monkeypatch.setattr(cpu, "_compiler", none)
-    assert speed.measure(CASES["LIF"], QUICK[0], "torch", **MEASURE)["bandwidth"] == {"left_out": "no C++ compiler"}
+    assert speed.measure(CASES["LIF"], QUICK[0], IN_TORCH)["bandwidth"] == {"left_out": "no C++ compiler"}
     assert machine.versions()["compiler"] == "none"
 
 
@@ -196,8 +202,8 @@ def test_peak_memory_sees_what_was_freed_again():
 
 def test_a_training_step_of_the_loop_keeps_several_inputs():
     # In a process of its own, as the command does: this one's heap has room from other tests.
-    job = {"name": "TC-LIF", "shape": (64, 64, 512), "column": "eager by hand", "backend": "torch", "threads": 1}
-    times = speed.child("benchmarks.speed.neurons", ["memory"], job, {})
+    asked = {"name": "TC-LIF", "shape": (64, 64, 512), "column": "eager by hand"}
+    times = timing.job("neurons", "memory", IN_TORCH, **asked)
     assert times is None or 5 < times < 20
 
 
@@ -213,7 +219,7 @@ def test_kernels_alone_do_the_work_of_a_training_step():
     case, shape = CASES["TC-LIF"], (20, 4, 8)
     x, grad = speed.data(case, shape)
     spikes, (grad_x, *_) = speed.step(case.sequence("torch"), x, grad)
-    kernels = speed.kernel_only(case, x, grad)
+    kernels = speed.kernel_only(case, x, grad, QUICKLY)
     # x and spikes; two checkpoints and the final of two states. x, a gradient, checkpoints; a gradient, two partials.
     moved = {name: (t.read, t.written) for name, t in kernels.items()}
     assert moved == {"forward": (2560, 2560 + 512 + 256), "backward": (2 * 2560 + 512, 2560 + 256)}
@@ -230,7 +236,7 @@ def test_kernel_shares_are_bytes_per_second_over_the_triads(monkeypatch):
     monkeypatch.setattr(timing, "interleaved", lambda calls, *_: [{n: {"wall": wall[n]} for n in calls}] * 2)
     # A kernel that moves as much as the triad in twice its time.
     kernels = {"forward": timing.Traffic(lambda: None, 8 * 320, 4 * 320)}
-    share = speed.bandwidth(320, 1, kernels)["share"]["forward"]
+    share = speed.bandwidth(320, kernels, QUICKLY)["share"]["forward"]
     assert {yard: at.median for yard, at in share.items()} == pytest.approx(
         {"triad": 0.5, "triad_write_allocate": 0.5, "copy": 12 / 8 / 4, "copy_write_allocate": 16 / 12 / 4}
     )
@@ -239,53 +245,70 @@ def test_kernel_shares_are_bytes_per_second_over_the_triads(monkeypatch):
 # ---------------------------------------------------------------- targets
 
 
-def made_up(fast=1.0):
-    """Results of every case and shape: ours takes ``fast`` milliseconds, everything else 100."""
+def made_up(fast=1.0, warm=None):
+    """Results of every neuron and shape: ours takes ``fast`` milliseconds (with warm pages ``warm``), the rest 100."""
 
-    def timed(case):
-        columns = {name: (fast if name == "ours" else 100.0) / 1e3 for name in case.columns("cpu")}
-        rounds = [{n: {"wall": w, "cpu": w, "faults": 0, "calls": 1} for n, w in columns.items()}] * 2
-        ratios = {n: {"eager": [0.1 / w] * 3 + [1], "ours": [w * 1e3 / fast] * 3 + [1]} for n, w in columns.items()}
-        took = {name: [wall] * 3 + [1] for name, wall in columns.items()}
-        return {"eager": "eager by hand", "rounds": rounds, "seconds": took, "ratios": ratios, "floor_bytes": 8}
+    def run(allocator, fast):
+        def timed(case):
+            columns = {name: (fast if name == "ours" else 100.0) / 1e3 for name in case.columns("cpu")}
+            against = ["eager loop", *(name for name in columns if name != "ours")]
+            return {
+                "eager": "eager by hand",
+                "seconds": {name: [wall] * 3 + [1] for name, wall in columns.items()},
+                "ratios": {f"{name} / ours": [100.0 / fast] * 3 + [2] for name in against},
+                "page_faults": dict.fromkeys(columns, 0),
+                "floor_bytes": 8,
+            }
 
-    share = {kernel: {"triad": [0.8 / fast] * 3 + [1]} for kernel in ("forward", "backward")}
-    rates = {"array_bytes": 4, "gigabytes_per_second": {"triad": 40.0}, "share": share}
-    usual = {"spike_rate": 0.1, "red": [], "left_out": {}, "bandwidth": rates}
-    cases = [
-        {"neuron": case.name, "shape": shape, "passes": dict.fromkeys(speed.PASSES, timed(case)), **usual}
-        | {"spikes_differ": dict.fromkeys(case.columns("cpu"), 0.0)}
-        for case in CASES.values()
-        for shape in SHAPES
-    ]
-    run = {"cases": cases, "overhead": {"columns": {"sequence.run": [fast * 1e-4] * 3 + [1]}, "left_out": {}}}
-    grown = [{"name": c["neuron"], "shape": c["shape"], "column": "ours", "times_input": 3.0 * fast} for c in cases]
+        share = {kernel: {"triad": [0.8 / fast] * 3 + [1]} for kernel in ("forward", "backward")}
+        rates = {"array_bytes": 4, "gigabytes_per_second": {"triad": 40.0}, "share": share}
+        usual = {"spike_rate": 0.1, "red": [], "left_out": {}, "bandwidth": rates}
+        cases = [
+            {"title": f"{case.name} {report.label(shape)}", "neuron": case.name, "shape": shape, **usual}
+            | {"passes": dict.fromkeys(speed.PASSES, timed(case))}
+            | {"spikes_differ": dict.fromkeys(case.columns("cpu"), 0.0)}
+            for case in CASES.values()
+            for shape in SHAPES
+        ]
+        overhead = {"columns": {"sequence.run": [fast * 1e-4] * 3 + [1]}, "left_out": {}}
+        return {"threads": 2, "allocator": allocator, "cases": cases, "overhead": overhead}
+
+    shapes = [(case, shape) for case in CASES for shape in SHAPES]
+    grown = [{"name": name, "shape": shape, "column": "ours", "times_input": 3.0 * fast} for name, shape in shapes]
     first = {"empty cache": {"import": 0.1, "call": 3.5 * fast}, "warm cache": {"import": 0.05, "call": 0.05 * fast}}
+    runs = [run("default", fast), run("warm pages", fast if warm is None else warm)]
+    return about() | {"parts": {"neurons": {"runs": runs, "memory": grown, "first_call": first}}}
+
+
+def about():
+    """What a file says besides its parts."""
     quiet = {"load_average": 0.0, "pressure_avg10_percent": None}
     return {
         "quick": False,
-        "settings": {"backend": "cpu", "threads": 1, "rounds": 1},
+        "settings": {"backend": "cpu", "device": "cpu", "rounds": 1, "budget": 3.0},
         "versions": {"python": "3"},
         "machine": {"processor": "made up", "cores": 1, "last_level_cache": None},
         "quiet": {"before": quiet, "after": quiet},
-        "runs": dict.fromkeys(timing.ALLOCATORS, run),
-        "memory": grown,
-        "first_call": first,
     }
 
 
 def checked(result, tmp_path, targets=TARGETS):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(result))
-    return command_line.main(["speed", "--read", str(path), "--check", str(targets)])
+    return command_line.main(["speed", "--parts", "neurons", "--read", str(path), "--check", str(targets)])
+
+
+def asked_of(part):
+    """The targets of a part in the repository's file."""
+    return [target for group in json.loads(TARGETS.read_text())["parts"][part] for target in group["targets"]]
 
 
 def test_reached_targets_give_status_0(tmp_path, capsys):
     assert checked(made_up(), tmp_path) == 0
     printed = capsys.readouterr().out
-    count = len(json.loads(TARGETS.read_text())["speed"]["targets"])
-    assert printed.count("reached ") == count and "SHORT" not in printed
-    assert "required >= 12 (stretch 16), measured 100, warm pages 100; bounded by: " in printed
+    assert printed.count("reached ") == len(asked_of("neurons")) and "SHORT" not in printed
+    assert "required >= 12 (stretch 16), measured 100; 2 threads, warm pages 100; quartiles 100 to 100" in printed
+    assert printed.count("; bounded by: ") == len(asked_of("neurons"))
 
 
 def test_every_target_falls_short_where_ours_is_slow(tmp_path, capsys):
@@ -293,35 +316,176 @@ def test_every_target_falls_short_where_ours_is_slow(tmp_path, capsys):
     assert "reached " not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "target", json.loads(TARGETS.read_text())["speed"]["targets"], ids=lambda target: target["figure"]
-)
-def test_one_target_that_falls_short_is_enough(target, tmp_path, capsys):
+@pytest.mark.parametrize("target", asked_of("neurons"), ids=lambda target: target["figure"])
+def test_one_target_that_falls_short_is_enough(target, capsys):
     sense = -1 if "at_most" in target else 1
-    single = tmp_path / "targets.json"
-    measured, _ = speed.figures(made_up(), "default")[target["figure"]]
+    figures = speed.figures(made_up()["parts"]["neurons"])
+    measured, _ = figures[GATE][target["figure"]]
     bound = "at_most" if sense < 0 else "at_least"
-    for factor, status in ((1, 0), (1 + 0.01 * sense, 1)):
-        changed = {"figure": target["figure"], bound: measured * factor}
-        single.write_text(json.dumps({"speed": {"allocator": "default", "targets": [changed]}}))
-        assert checked(made_up(), tmp_path, single) == status
+    for factor, reached in ((1, True), (1 + 0.01 * sense, False)):
+        changed = {"bounded_by": "", "targets": [{"figure": target["figure"], bound: measured * factor}]}
+        asked = {"conditions": {"threads": 2, "allocator": "default"}, "parts": {"neurons": [changed]}}
+        assert report.check(asked, "neurons", figures) is reached
     assert "SHORT" in capsys.readouterr().out
 
 
-def test_the_gate_is_the_allocator_that_the_file_names(tmp_path):
-    result = made_up()
-    result["runs"]["default"] = made_up(fast=60.0)["runs"]["default"]
-    assert checked(result, tmp_path) == 1
-    warm = tmp_path / "warm.json"
-    warm.write_text(TARGETS.read_text().replace('"allocator": "default"', '"allocator": "warm pages"'))
-    assert checked(result, tmp_path, warm) == 0
+def test_the_gate_is_the_conditions_that_the_file_names(tmp_path):
+    assert checked(made_up(fast=60.0, warm=1.0), tmp_path) == 1
+    asked = json.loads(TARGETS.read_text())
+    asked["parts"]["neurons"] = asked["parts"]["neurons"][:1]
+    for allocator, status in (("default", 1), ("warm pages", 0)):
+        asked["conditions"]["allocator"] = allocator
+        (tmp_path / "targets.json").write_text(json.dumps(asked))
+        assert checked(made_up(fast=60.0, warm=1.0), tmp_path, tmp_path / "targets.json") == status
 
 
 def test_losses_are_shown(capsys, tmp_path):
     path = tmp_path / "result.json"
     path.write_text(json.dumps(made_up(fast=400.0)))
-    assert command_line.main(["speed", "--read", str(path)]) == 0
-    assert "  ours                     |    400.000 0.25x (0.25-0.25)" in capsys.readouterr().out
+    assert command_line.main(["speed", "--parts", "neurons", "--read", str(path)]) == 0
+    printed = capsys.readouterr().out
+    assert "| eager loop / ours            | 0.25 (0.25-0.25)   | 0.25 (0.25-0.25)      |" in printed
+
+
+def test_the_readme_s_table():
+    lines = command.readme(made_up(fast=5.0, warm=4.0)).splitlines()
+    assert lines[0].split(" | ")[1:3] == ["TC-LIF (atan), plain loop / ours", "KLIF (sigmoid), plain loop / ours"]
+    assert len(lines) == 2 + len(SHAPES) and lines[1] == "|---|---|---|---|---|---|"
+    assert lines[2] == "| 4, 64x128x16x16 | 20 / 25 | 20 / 25 | 20 / 25 | 20 / 25 | 20 / 25 |"
+
+
+# ---------------------------------------------------------------- the command
+
+
+FIRST, SECOND = (
+    {"runs": [{"threads": 1, "allocator": "default", "cases": []}]},
+    {"runs": [{"threads": 1, "allocator": "default", "cases": []}], "more": 1},
+)
+
+
+def fake_parts(monkeypatch, measured):
+    """Two parts that measure nothing and note that they did; the second fails the first time."""
+    found = {"first": FIRST, "second": SECOND}
+    part = SimpleNamespace(table=lambda part: iter(()), figures=lambda part: {})
+    monkeypatch.setattr(command, "PARTS", dict.fromkeys(found, part))
+
+    def measure(name, settings, threads):
+        measured.append(name)
+        if measured == ["first", "second"]:
+            raise RuntimeError("cut short")
+        return found[name]
+
+    monkeypatch.setattr(command, "measure", measure)
+
+
+def speed_command(path, **changes):
+    settings = {"backend": None, "device": "cpu", "threads": [1], "rounds": 3, "budget": 1.0, "compile_seconds": 0.0}
+    rest = {
+        "parts": None,
+        "names": None,
+        "shapes": None,
+        "quick": False,
+        "read_path": None,
+        "targets": None,
+        "out": None,
+    }
+    return command.run(json_path=path, **{**settings, **rest, **changes})
+
+
+def test_a_run_that_was_cut_short_goes_on(monkeypatch, tmp_path):
+    measured, path = [], tmp_path / "new" / "speed.json"
+    fake_parts(monkeypatch, measured)
+    with pytest.raises(RuntimeError, match="cut short"):
+        speed_command(path)
+    assert json.loads(path.read_text())["parts"] == {"first": FIRST}
+    assert speed_command(path) == 0 and measured == ["first", "second", "second"]
+    assert json.loads(path.read_text())["parts"] == {"first": FIRST, "second": SECOND}
+    assert speed_command(path) == 0 and len(measured) == 3
+
+
+@pytest.mark.parametrize("change", [{"rounds": 4}, {"budget": 2.0}, {"threads": [1, 2]}, {"quick": True}])
+def test_results_of_other_settings_are_not_mixed(change, monkeypatch, tmp_path):
+    measured = []
+    fake_parts(monkeypatch, measured)
+    speed_command(tmp_path / "speed.json", parts=["first"])
+    before = (tmp_path / "speed.json").read_text()
+    with pytest.raises(report.ResultsError, match=r"made with other (settings|quick)"):
+        speed_command(tmp_path / "speed.json", **change)
+    assert measured == ["first"] and (tmp_path / "speed.json").read_text() == before
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"parts": {}}'])
+def test_a_file_that_is_no_result_is_refused(text, tmp_path, capsys):
+    (tmp_path / "speed.json").write_text(text)
+    for option in ("--read", "--json"):
+        assert command_line.main(["speed", option, str(tmp_path / "speed.json")]) == 1
+        assert "error: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"parts": {"neurons": [{"targets": []}]}}'])
+def test_targets_that_cannot_be_used_are_refused_before_measuring(text, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(timing, "child", lambda *args: pytest.fail("measured"))
+    (tmp_path / "targets.json").write_text(text)
+    assert command_line.main(["speed", "--quick", "--check", str(tmp_path / "targets.json")]) == 1
+    assert "targets" in capsys.readouterr().err
+
+
+def test_every_pair_of_conditions_has_a_process(monkeypatch):
+    told = []
+
+    def job(part, name, settings, environment):
+        told.append((part, name, settings.threads, settings.main, environment.get("MALLOC_MMAP_MAX_")))
+        return {"cases": []}
+
+    monkeypatch.setattr(timing, "job", job)
+    part = command.measure("layers", timing.Settings(), [1, 2])
+    of = ("layers", "measure_all")
+    assert told == [(*of, 1, False, None), (*of, 1, False, "0"), (*of, 2, True, None), (*of, 2, False, "0")]
+    assert [report.condition(run) for run in part["runs"]] == [
+        "1 thread, default",
+        "1 thread, warm pages",
+        "2 threads, default",
+        "2 threads, warm pages",
+    ]
+    # On a GPU neither decides.
+    assert [s.threads for s, _ in command.conditions(timing.Settings(device="cuda"), [1, 2])] == [2]
+
+
+def test_cuda_without_a_gpu_is_refused_before_measuring(monkeypatch, capsys):
+    monkeypatch.setattr(timing, "child", lambda *args: pytest.fail("measured"))
+
+    def none(backend):
+        raise sequence.BackendUnavailable(f"{backend}: no GPU on Sundays")
+
+    monkeypatch.setattr(sequence, "check_backend", none)
+    assert command_line.main(["speed", "--quick", "--device", "cuda"]) == 1
+    assert "error: cupy: no GPU on Sundays" in capsys.readouterr().err
+
+
+def test_on_cuda_the_clock_is_a_pair_of_events(monkeypatch):
+    now = [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = now[0]
+
+        def synchronize(self):
+            self.waited = True
+
+        def elapsed_time(self, end):
+            assert end.waited
+            return (end.at - self.at) * 1e3
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+
+    def call():
+        now[0] += 0.25
+
+    measured = timing.interleaved({"call": call}, 2, 9.0, "cuda")
+    assert [one["call"]["wall"] for one in measured] == [0.25] * 3
 
 
 # ---------------------------------------------------------------- end to end
@@ -336,15 +500,22 @@ def test_bad_arguments_are_refused(argument, capsys):
 
 def test_end_to_end(tmp_path, capsys):
     out = tmp_path / "result.json"
-    assert command_line.main(["speed", "--quick", "--backend", "torch", "--threads", "1", "--json", str(out)]) == 0
+    arguments = ["speed", "--quick", "--parts", "neurons", "--backend", "torch", "--threads", "1"]
+    assert command_line.main([*arguments, "--json", str(out), "--out", str(tmp_path / "tables")]) == 0
     written = json.loads(out.read_text())
-    keys = ["quick", "settings", "versions", "machine", "quiet", "runs", "memory", "first_call"]
-    assert list(written) == keys and written["quick"] is True
-    assert written["settings"] == {"backend": "torch", "threads": 1, **MEASURE}
+    assert list(written) == ["quick", "settings", "versions", "machine", "quiet", "parts"] and written["quick"] is True
+    assert written["settings"] == {"backend": "torch", "device": "cpu", "rounds": 2, "budget": 3.0} | {
+        "compile_seconds": 0,
+        "names": [],
+        "shapes": [],
+        "threads": [1],
+    }
     assert {"snn_ext", "torch", "snntorch", "spikingjelly", "compiler"} <= written["versions"].keys()
     assert written["machine"]["cores"] >= 1 and written["quiet"].keys() == {"before", "after"}
-    assert list(written["runs"]) == ["default", "warm pages"]
-    for run in written["runs"].values():
+    part = written["parts"]["neurons"]
+    assert list(part) == ["runs", "memory", "first_call"]
+    assert [report.condition(run) for run in part["runs"]] == ["1 thread, default", "1 thread, warm pages"]
+    for run in part["runs"]:
         assert [(case["neuron"], case["shape"]) for case in run["cases"]] == [(name, [10, 4, 8]) for name in CASES]
         for case in run["cases"]:
             columns = case["passes"]["forward"]["seconds"].keys()
@@ -353,16 +524,16 @@ def test_end_to_end(tmp_path, capsys):
             assert case["bandwidth"]["array_bytes"] == 4 * 320
             for timed in case["passes"].values():
                 assert timed["eager"] in ("eager reference", "eager by hand")
-                assert len(timed["rounds"]) == 3 and all(one.keys() == columns for one in timed["rounds"])
-                sample = timed["rounds"][1]["ours"]
-                assert sample.keys() == {"wall", "cpu", "faults", "calls"} and sample["wall"] > 0
-                assert timed["ratios"][timed["eager"]]["eager"] == [1, 1, 1, 2]
+                assert timed["page_faults"].keys() == timed["cpu_seconds"].keys() == columns
+                assert all(low > 0 and rounds == 2 for low, _, _, rounds in timed["seconds"].values())
+                assert timed["ratios"]["eager loop / ours"] == timed["ratios"][f"{timed['eager']} / ours"]
+                assert len(timed["ratios"]) == len(columns)
         faces = ["sequence.run", "SpikingJelly face", "snnTorch face", "eager by hand"]
         assert list(run["overhead"]["columns"]) == faces and run["overhead"]["left_out"] == {}
-    assert list(written["first_call"]) == ["empty cache", "warm cache"]
-    assert all(0 < took["call"] < 60 for took in written["first_call"].values())
+    assert list(part["first_call"]) == ["empty cache", "warm cache"]
+    assert all(0 < took["call"] < 60 for took in part["first_call"].values())
     printed = capsys.readouterr().out
     assert "QUICK" in printed and "snnTorch Leaky, x[t]" in printed and "left out: torch.compile" in printed
     # What was written can be read, and says the same.
     assert command_line.main(["speed", "--read", str(out)]) == 0
-    assert capsys.readouterr().out.strip() == printed.rpartition("results: ")[0].strip()
+    assert capsys.readouterr().out == printed == (tmp_path / "tables" / "speed.md").read_text()
