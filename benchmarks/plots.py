@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -167,3 +168,78 @@ def _shade(axes: Any, task: Task, label_height: float | None) -> None:
         if label_height is not None:
             place = {"transform": axes.get_xaxis_transform(), "va": "bottom"}
             axes.text(first + 0.5, label_height, text, fontsize=8, color="#555555", **place)
+
+
+# ---------------------------------------------------------------- experiments
+
+
+def compare(
+    name: str,
+    result: Mapping[str, Any],
+    targets: Mapping[str, Sequence[str]],
+    reported: Callable[[str, str], Sequence[Mapping[str, Any]]],
+    out: Path,
+) -> list[Path]:
+    """Save test scores and learning curves of an experiment, a panel a task: ``NAME_scores.png``, ``NAME_curves.png``.
+
+    Args:
+        name: of the experiment.
+        result: its file; see :mod:`benchmarks.accuracy.comparison`.
+        targets: the models by task.
+        reported: ``reported(task, model)``: the runs that count, one a seed.
+        out: folder, made if need be.
+
+    Returns:
+        the paths.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    shown = {task: models for task, models in targets.items() if any(reported(task, model) for model in models)}
+    names = list(dict.fromkeys(model for models in shown.values() for model in models))
+    paths: list[Path] = []
+    if not shown:
+        return paths
+    columns = min(3, len(shown))
+    rows = -(-len(shown) // columns)
+    with matplotlib.rc_context(STYLE):
+        scores = Figure(figsize=(4 * columns + 1.5, (0.24 * len(names) + 0.9) * rows), layout="constrained")
+        curves = Figure(figsize=(4.4 * columns, 3.2 * rows + 1.2), layout="constrained")
+        grids = [figure.subplots(rows, columns, squeeze=False) for figure in (scores, curves)]
+        for of_scores, of_curves, task in zip(*(grid.flat for grid in grids), shown, strict=False):
+            about = result["tasks"][task]
+            for place, model in enumerate(names):
+                kept = reported(task, model) if model in shown[task] else []
+                if not kept:
+                    continue
+                colour = _MANY[names.index(model) % len(_MANY)]
+                tests = [run["test"] for run in kept]
+                of_scores.plot(tests, [place] * len(tests), "o", color=colour, alpha=0.5, markersize=5)
+                of_scores.plot(statistics.mean(tests), place, "|", color="black", markersize=11)
+                points = np.array([run["curve"] for run in kept])
+                over = np.arange(1, points.shape[1] + 1) / points.shape[1]
+                dash = ("-", "--", ":")[names.index(model) // len(_MANY)]
+                of_curves.plot(over, points.mean(0), color=colour, linestyle=dash, label=model)
+                of_curves.fill_between(over, points.min(0), points.max(0), color=colour, alpha=0.15, linewidth=0)
+            of_scores.axvline(about["chance"], color="black", linewidth=1, linestyle=":")
+            of_scores.set_yticks(range(len(names)), names)
+            of_scores.set(
+                title=about["title"], ylim=(len(names) - 0.5, -0.5), xlabel="test score: seeds, and their mean"
+            )
+            of_scores.grid(axis="x", alpha=0.25)
+            of_curves.axhline(about["chance"], color="black", linewidth=1, linestyle=":")
+            of_curves.set(
+                title=about["title"], xlabel="part of the updates", ylabel="validation score", ylim=(None, 1.03)
+            )
+            of_curves.set_ylim(bottom=max(of_curves.get_ylim()[0], -0.5))
+        for grid in grids:
+            for spare in grid.flat[len(shown) :]:
+                spare.remove()
+        handles = {text: line for axes in curves.axes for line, text in zip(*axes.get_legend_handles_labels())}
+        curves.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
+        for figure, kind in ((scores, "scores"), (curves, "curves")):
+            paths.append(out / f"{name}_{kind}.png")
+            figure.savefig(paths[-1])
+    return paths
+
+
+_MANY = ("#888888", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7")
+"""Okabe and Ito's colours again; more models than colours are dashed, then dotted."""

@@ -2,5 +2,10 @@
 
 from collections.abc import Mapping
 
-EXPERIMENTS: Mapping[str, str] = {}
-"""Module names by the name of ``--experiment``; each has ``run(json_path, quick, out, data_path, budget)``."""
+EXPERIMENTS: Mapping[str, str] = {
+    "gated": "benchmarks.accuracy.gated:run",
+    "skip": "benchmarks.accuracy.skip:run",
+    "skip_784": "benchmarks.accuracy.skip:run_784",
+    "memory": "benchmarks.accuracy.memory:run",
+}
+"""``module:function`` by the name of ``--experiment``; called with ``(json_path, quick, out, data_path, budget)``."""

@@ -1,11 +1,18 @@
-"""Experiments that resume: a file of runs, and what is missing in it."""
+"""Experiments that resume: a file of runs, what is missing in it, and what its runs say together.
+
+What is run is fixed beforehand in ``plan.json``, which was committed before the first result: models, tasks, seeds,
+sizes, updates, the values of the search, hours.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
+import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +22,25 @@ from .tasks import Task
 Runs = Sequence[Mapping[str, Any]]
 
 
-def opened(
-    path: Path, settings: Mapping[str, Any], task: Task, about: Callable[[], Mapping[str, Any]]
-) -> dict[str, Any] | None:
+@cache
+def plan() -> Mapping[str, Any]:
+    """Everything that is to be run, by the name of the experiment; ``plan.json`` beside this file."""
+    read: Mapping[str, Any] = json.loads((Path(__file__).parent / "plan.json").read_text())
+    return read
+
+
+def about(task: Task) -> dict[str, Any]:
+    """What a file of results says of a task."""
+    return {name: getattr(task, name) for name in ("name", "split", "note", "source", "licence")}
+
+
+def opened(path: Path, settings: Mapping[str, Any], head: Callable[[], Mapping[str, Any]]) -> dict[str, Any] | None:
     """The results so far, of a file or begun; ``None``, and a line that says so, if it has other settings.
 
     Args:
         path: the file.
         settings: as they are to be.
-        task: its name, split, note, source and licence are kept.
-        about: what else is kept of the task, computed once.
+        head: what else a new file says, computed once.
     """
     settings = json.loads(json.dumps(settings))
     if path.is_file():
@@ -33,8 +49,7 @@ def opened(
             return result
         print(f"error: {path} was made with other settings; name another file")
         return None
-    of_task = {name: getattr(task, name) for name in ("name", "split", "note", "source", "licence")}
-    return {"task": {**of_task, **about()}, "settings": settings, "versions": machine.versions(), "runs": []}
+    return {**head(), "settings": settings, "versions": machine.versions(), "runs": []}
 
 
 def complete(
@@ -43,28 +58,50 @@ def complete(
     key: Sequence[str],
     wanted: Callable[[Runs], Iterator[dict[str, Any]]],
     train: Callable[..., dict[str, Any]],
+    hours: float | None = None,
 ) -> None:
     """Run what is missing, one at a time, and write the file after each.
+
+    A run that raises is kept as ``{..., "failed": reason, "seconds"}`` and not tried again; take it out of the file
+    to do so.
 
     Args:
         path, result: from :func:`opened`; a run is added to ``result["runs"]``.
         key: what tells one run from another, ``"part"`` last.
         wanted: the runs that follow from those that are known, each a dict over ``key``.
         train: makes a run of everything in ``key`` but the part.
+        hours: start no run once those of the file have taken so long, in ``"seconds"`` of the processor.
     """
     runs = result["runs"]
-    known = {tuple(one[name] for name in key) for one in runs}
-    while missing := next((one for one in wanted(runs) if tuple(one.values()) not in known), None):
+
+    def name_of(one: Mapping[str, Any]) -> str:
+        return json.dumps([one[name] for name in key])
+
+    known = {name_of(one) for one in runs}
+    untold = 0.0  # of this call's runs that do not say how long they took
+    while missing := next((one for one in wanted(runs) if name_of(one) not in known), None):
+        spent = (sum(one.get("seconds", 0.0) for one in runs) + untold) / 3600
+        if hours is not None and spent >= hours:
+            print(f"stopped: the runs have taken {spent:.2f} of {hours:g} hours; more are to be run", flush=True)
+            return
         part = missing.pop("part")
-        one = {**train(**missing), "part": part}
+        start = time.process_time()
+        try:
+            one = {**train(**missing), "part": part}
+        except Exception as error:
+            reason = f"{type(error).__name__}: {error}".splitlines()[0]
+            one = {**missing, "failed": reason, "seconds": round(time.process_time() - start, 2), "part": part}
+        if "seconds" not in one:
+            untold += time.process_time() - start
         runs.append(one)
-        known.add(tuple(one[name] for name in key))
+        known.add(name_of(one))
         settled = ", ".join(f"{name} {one[name]}" for name in key[1:])
-        print(f"{one[key[0]]}, {settled}: validation {one['validation']:.3f}, test {one['test']:.3f}", flush=True)
-        _write(path, result)
+        said = one.get("failed") or f"validation {one['validation']:.3f}, test {one['test']:.3f}"
+        print(f"{one[key[0]]}, {settled}: {said}", flush=True)
+        write(path, result)
 
 
-def _write(path: Path, result: Mapping[str, Any]) -> None:
+def write(path: Path, result: Mapping[str, Any]) -> None:
     """Whole or not at all: a run that is cut off goes on from here. A list of numbers is one line."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(result, indent=1)
@@ -72,3 +109,54 @@ def _write(path: Path, result: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(".part")
     temporary.write_text(text + "\n")
     os.replace(temporary, path)
+
+
+# ---------------------------------------------------------------- what runs say together
+
+
+def best(runs: Runs, **same: Any) -> Mapping[str, Any] | None:
+    """The run of a search that is best on validation data; of equal ones the first; ``None`` if all failed.
+
+    Args:
+        runs: of an experiment.
+        same: what the run must have, such as ``model="LIF"``.
+    """
+    searched = [run for run in matching(runs, **same, part="search") if "failed" not in run]
+    return max(searched, key=lambda run: run["validation"], default=None)
+
+
+def reported(runs: Runs, **same: Any) -> list[Mapping[str, Any]]:
+    """The runs that count: of the search the best, and those with the other seeds; failed ones are left out."""
+    chosen = best(runs, **same)
+    others = [run for run in matching(runs, **same, part="seeds") if "failed" not in run]
+    return [] if chosen is None else [chosen, *others]
+
+
+def matching(runs: Runs, **same: Any) -> list[Mapping[str, Any]]:
+    """Those that have all the given values."""
+    return [run for run in runs if all(run[name] == value for name, value in same.items())]
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and standard deviation of the sample, and each: ``0.812 +- 0.014 (0.798 0.826)``."""
+    each = " ".join(f"{value:.3f}" for value in values)
+    if len(values) < 2:
+        return f"{each} (one seed)" if values else "none"
+    return f"{statistics.mean(values):.3f} +- {statistics.stdev(values):.3f} ({each})"
+
+
+def rising(runs: Runs) -> int:
+    """In how many runs the curve still rose: its last fifth is better than the fifth before, by more than .01."""
+    count = 0
+    for run in runs:
+        part = max(1, len(run["curve"]) // 5)
+        last, before = run["curve"][-part:], run["curve"][-2 * part : -part]
+        count += bool(before) and statistics.mean(last) - statistics.mean(before) > 0.01
+    return count
+
+
+def failures(runs: Runs, key: Sequence[str]) -> Iterator[str]:
+    """A line for each run that failed."""
+    for run in runs:
+        if "failed" in run:
+            yield f"failed: {', '.join(f'{name} {run[name]}' for name in key)}: {run['failed']}"

@@ -221,21 +221,17 @@ def _wanted(runs: Sequence[Mapping[str, Any]], quick: bool) -> Iterator[dict[str
                 values = (model, levels, dead_zone, rate, memory, 0, "search")
                 yield dict(zip(_KEY, values, strict=True))
     for model in MODELS:
-        chosen = _best(runs, model)
+        chosen = experiment.best(runs, model=model)
         if chosen is None:
             return
         for seed in seeds[1:]:
             yield {key: {**chosen, "seed": seed, "part": "seeds"}[key] for key in _KEY}
-    chosen = _best(runs, "v2")
-    assert chosen is not None
+    chosen = experiment.best(runs, model="v2")
+    if chosen is None:
+        return
     for levels in BITS[-1:] if quick else BITS:
         for seed in seeds:
             yield {key: {**chosen, "levels": levels, "dead_zone": 0, "seed": seed, "part": "bits"}[key] for key in _KEY}
-
-
-def _best(runs: Sequence[Mapping[str, Any]], model: str) -> Mapping[str, Any] | None:
-    searched = [run for run in runs if run["model"] == model and run["part"] == "search"]
-    return max(searched, key=lambda run: run["validation"], default=None)
 
 
 def table(result: Mapping[str, Any]) -> Iterator[str]:
@@ -250,13 +246,12 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|"
     for model in MODELS:
-        chosen = _best(runs, model)
+        chosen = experiment.best(runs, model=model)
         if chosen is None:
             continue
-        same = [run for run in runs if run["model"] == model and run["part"] == "seeds"]
-        yield _row(model, [chosen, *same], lstm)
+        yield _row(model, experiment.reported(runs, model=model), lstm)
     for levels in BITS:
-        found = [run for run in runs if run["part"] == "bits" and run["levels"] == levels]
+        found = [run for run in experiment.matching(runs, part="bits", levels=levels) if "failed" not in run]
         if found:
             yield _row(f"v2, {'not quantised' if levels is None else f'{levels} levels'}, no dead zone", found, lstm)
 
@@ -278,7 +273,7 @@ def picture(result: Mapping[str, Any], path: Path) -> None:
 
     figure = Figure(figsize=(5, 3.4), layout="constrained")
     axes = figure.subplots()
-    runs = [run for run in result["runs"] if run["part"] == "bits"]
+    runs = [run for run in experiment.matching(result["runs"], part="bits") if "failed" not in run]
     places = {levels: i for i, levels in enumerate(BITS)}
     means = []
     for levels, place in places.items():
@@ -293,9 +288,10 @@ def picture(result: Mapping[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def run(json_path: Path, data_path: Path | None, quick: bool, png: Path | None) -> int:
+def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, budget: float | None) -> int:
     """The command: run what is missing in the file, one at a time, then print and draw."""
-    require("snntorch", "snntorch,bench")
+    for package in ("snntorch", *(["matplotlib"] if out else [])):
+        require(package, "snntorch,bench")
     task = first_digit(spoken.digits(data_path), quick)
     settings: dict[str, Any] = {
         "epochs": 1 if quick else EPOCHS,
@@ -307,15 +303,16 @@ def run(json_path: Path, data_path: Path | None, quick: bool, png: Path | None) 
         "quick": quick,
     }
     result = experiment.opened(
-        json_path, settings, task, lambda: {"time_average": time_average(task, 1 if quick else 20)}
+        json_path,
+        settings,
+        lambda: {"task": {**experiment.about(task), "time_average": time_average(task, 1 if quick else 20)}},
     )
     if result is None:
         return 1
     make = partial(train, task, epochs=settings["epochs"])
-    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick), make)
+    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick), make, budget)
     print(*table(result), sep="\n")
-    if png is not None:
-        require("matplotlib", "bench")
-        png.parent.mkdir(parents=True, exist_ok=True)
-        picture(result, png)
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        picture(result, out / "gated_levels.png")
     return 0

@@ -25,8 +25,8 @@ Settled before any result of the runs was seen, so that all fits an hour of one 
 - The order is: the search, then all models with seed 1, then all with seed 2. LSTM-LIF with spans 4 and 32 come
   last, and are what is left out should the time not suffice.
 
-``--full`` reads the images pixel by pixel, 784 steps, for three of the models, with the rate that every model chose at
-196 steps: nothing is searched again.
+The experiment ``skip_784`` reads the images pixel by pixel, 784 steps, for three of the models, with the rate that
+every model chose at 196 steps: nothing is searched again.
 
 The file of ``--json`` holds::
 
@@ -85,7 +85,7 @@ MODELS: Mapping[str, tuple[Cell, int | None]] = {
 }
 LAST = ("LSTM-LIF SRC 4", "LSTM-LIF SRC 32")
 FULL_SIDE, FULL = 28, ("LIF vanilla", "LIF SRC 32", "LIF ASRC")
-"""Of ``--full``."""
+"""Of the experiment ``skip_784``."""
 SIDE, HIDDEN, EPOCHS, BATCH, CLIP = 14, (64, 64), 8, 64, 1.0
 RATES, SEEDS = (3e-3, 1e-2), (0, 1, 2)
 LAG_RATE, WEIGHT_DECAY = 0.1, 0.01
@@ -99,18 +99,22 @@ def permutation(steps: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(_PERMUTATION_SEED).permutation(steps))
 
 
-def permuted_digits(source: handwritten.Images, quick: bool = False, side: int | None = None) -> Task:
+def permuted_digits(
+    source: handwritten.Images, quick: bool = False, side: int | None = None, permuted: bool = True
+) -> Task:
     """Handwritten digits, a pixel a step in an order that is permuted: which digit is it?
 
     Args:
         source: the images.
         side: of what is read, means of pixels: 14 (``None``), or 28 for the pixels themselves.
         quick: 20 images of each digit only.
+        permuted: ``False``: row by row.
     """
     side = SIDE if side is None else side
     pixels = nn.functional.avg_pool2d(torch.from_numpy(source.pixels).float() / 255, 28 // side)
     steps = side * side
-    sequences = pixels.flatten(1).t()[permutation(steps)].unsqueeze(2).contiguous()  # [T, images, 1]
+    order = permutation(steps) if permuted else torch.arange(steps)
+    sequences = pixels.flatten(1).t()[order].unsqueeze(2).contiguous()  # [T, images, 1]
     labels = torch.from_numpy(source.labels).long()
     draw = np.random.default_rng(_SPLIT_SEED)
     chosen: tuple[list[int], list[int], list[int]] = ([], [], [])
@@ -129,13 +133,14 @@ def permuted_digits(source: handwritten.Images, quick: bool = False, side: int |
     def batches(seed: int) -> Iterator[Batch]:
         generator = torch.Generator().manual_seed(seed)
         while True:
-            order = torch.randperm(len(trained), generator=generator)
-            yield from map(part, trained[order].split(BATCH))
+            drawn = torch.randperm(len(trained), generator=generator)
+            yield from map(part, trained[drawn].split(BATCH))
 
     epoch = -(-len(trained) // BATCH)
+    kind = "permuted" if permuted else "sequential"
     return Task(
-        name=f"permuted_digits_{steps}",
-        title=f"Permuted handwritten digits, {steps} steps",
+        name=f"{kind}_digits_{steps}",
+        title=f"{kind.capitalize()} handwritten digits, {steps} steps",
         inputs=1,
         hidden=HIDDEN[-1],
         classes=10,
@@ -150,6 +155,7 @@ def permuted_digits(source: handwritten.Images, quick: bool = False, side: int |
         note="real images of MNIST, but not its official test set: not to be compared with published MNIST accuracy",
         source=handwritten.SOURCE,
         licence=handwritten.LICENCE,
+        read=steps,
     )
 
 
@@ -354,22 +360,10 @@ def _wanted(runs: Sequence[Mapping[str, Any]], quick: bool, full: bool = False) 
                 yield dict(zip(_KEY, (model, rate, SEEDS[0], "search"), strict=True))
         for seed in () if quick else SEEDS[1:]:
             for model in models:
-                chosen = best_rate(runs, model)
+                chosen = experiment.best(runs, model=model)
                 if chosen is None:
                     return
                 yield dict(zip(_KEY, (model, chosen["rate"], seed, "seeds"), strict=True))
-
-
-def best_rate(runs: Sequence[Mapping[str, Any]], model: str) -> Mapping[str, Any] | None:
-    """The run of the search that is best on validation data."""
-    searched = [run for run in runs if run["model"] == model and run["part"] == "search"]
-    return max(searched, key=lambda run: run["validation"], default=None)
-
-
-def reported(runs: Sequence[Mapping[str, Any]], model: str) -> list[Mapping[str, Any]]:
-    """The runs of a model that count: one per seed, with the rate that the search chose."""
-    chosen = best_rate(runs, model)
-    return [] if chosen is None else [chosen, *(r for r in runs if r["model"] == model and r["part"] == "seeds")]
 
 
 def best_span(runs: Sequence[Mapping[str, Any]], cell: Cell) -> str | None:
@@ -377,7 +371,7 @@ def best_span(runs: Sequence[Mapping[str, Any]], cell: Cell) -> str | None:
     found = {
         model: (len(kept), statistics.mean(run["validation"] for run in kept))
         for model, (of, span) in MODELS.items()
-        if of == cell and span in SPANS and (kept := reported(runs, model))
+        if of == cell and span in SPANS and (kept := experiment.reported(runs, model=model))
     }
     return max(found, key=lambda model: found[model], default=None)
 
@@ -394,7 +388,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     )
     yield "|---|---|---|---|---|---|---|---|"
     for model, (_, span) in MODELS.items():
-        kept = reported(runs, model)
+        kept = experiment.reported(runs, model=model)
         if not kept:
             continue
         tests = [run["test"] for run in kept]
@@ -416,7 +410,9 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 
 def _difference(runs: Sequence[Mapping[str, Any]], model: str, other: str) -> str:
     """Of the seeds that both have."""
-    ours, theirs = ({run["seed"]: run["test"] for run in reported(runs, name)} for name in (model, other))
+    ours, theirs = (
+        {run["seed"]: run["test"] for run in experiment.reported(runs, model=name)} for name in (model, other)
+    )
     points = [100 * (ours[seed] - theirs[seed]) for seed in ours if seed in theirs]
     if not points:
         return f"{model} against {other}: not run yet"
@@ -438,7 +434,7 @@ def pictures(result: Mapping[str, Any], folder: Path) -> list[Path]:
     figure = Figure(figsize=(7.5, 3.4), layout="constrained")
     for axes, cell in zip(figure.subplots(1, 2, sharey=True), CELLS, strict=True):
         names = [model for model, (of, _) in MODELS.items() if of == cell]
-        found = {model: [run["test"] for run in reported(runs, model)] for model in names}
+        found = {model: [run["test"] for run in experiment.reported(runs, model=model)] for model in names}
         for place, model in enumerate(names):
             axes.plot([place] * len(found[model]), found[model], "o", color=_COLOURS[cell], alpha=0.5)
         means = [statistics.mean(found[model]) if found[model] else float("nan") for model in names]
@@ -459,7 +455,7 @@ def pictures(result: Mapping[str, Any], folder: Path) -> list[Path]:
         for axes, (kind, levels, label) in zip(row, _DAMAGES, strict=True):
             compared = (f"{cell} vanilla", best_span(runs, cell) or "", f"{cell} ASRC")
             for model, colour in zip(compared, _LINES, strict=True):
-                kept = reported(runs, model)
+                kept = experiment.reported(runs, model=model)
                 lines = [[run["test"], *(run[kind][str(level)] for level in levels)] for run in kept]
                 for line in lines:
                     axes.plot((0, *levels), line, color=colour, alpha=0.3, linewidth=1)
@@ -471,7 +467,7 @@ def pictures(result: Mapping[str, Any], folder: Path) -> list[Path]:
         row[0].legend(frameon=False, fontsize=8)
     save(figure, "robustness")
 
-    shown = [(model, reported(runs, model)) for model, (_, span) in MODELS.items() if span is None]
+    shown = [(model, experiment.reported(runs, model=model)) for model, (_, span) in MODELS.items() if span is None]
     shown = [(model, kept) for model, kept in shown if kept]
     if shown:
         figure = Figure(figsize=(7.5, 5.2), layout="constrained")
@@ -500,7 +496,14 @@ _DAMAGES = (
 )
 
 
-def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None, full: bool = False) -> int:
+def run(
+    json_path: Path,
+    quick: bool,
+    out: Path | None,
+    data_path: Path | None,
+    budget: float | None,
+    full: bool = False,
+) -> int:
     """The command: run what is missing in the file, one at a time, then print and draw."""
     if out is not None:
         require("matplotlib", "bench")
@@ -521,17 +524,22 @@ def run(json_path: Path, data_path: Path | None, quick: bool, out: Path | None, 
         "quick": quick,
     }
 
-    def about() -> dict[str, Any]:
+    def head() -> dict[str, Any]:
         order = {"seed": _PERMUTATION_SEED, "order": permutation(task.steps).tolist()}
         found = {name: softmax_regression(task, summary) for name, summary in REFERENCES.items()}
-        return {"permutation": order, "references": found}
+        return {"task": {**experiment.about(task), "permutation": order, "references": found}}
 
-    result = experiment.opened(json_path, settings, task, about)
+    result = experiment.opened(json_path, settings, head)
     if result is None:
         return 1
     make = partial(train, task, epochs=settings["epochs"])
-    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick, full), make)
+    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick, full), make, budget)
     print(*table(result), sep="\n")
     if out is not None:
         pictures(result, out)
     return 0
+
+
+def run_784(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, budget: float | None) -> int:
+    """The command of the experiment at 784 steps."""
+    return run(json_path, quick, out, data_path, budget, full=True)

@@ -1,6 +1,6 @@
 """The tasks: what went by has to be said later.
 
-All are ``[T, N, C]`` with T = 50 and are read out over the last ten steps only.
+All are ``[T, N, C]``, those of the demo with T = 50, and are read out over their last steps only.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,15 @@ FRAMES = 25
 _SPLIT_SEED = 0
 
 
+Objective = Literal["class", "symbols", "value"]
+
+
 class Batch(NamedTuple):
-    """Sequences ``x`` ``[T, N, C]`` and their classes ``y`` ``[N]``."""
+    """Sequences ``x`` ``[T, N, C]`` and what is to be said of them.
+
+    ``y`` is ``[N]``, their classes, or numbers where the objective is ``"value"``; ``[N, S]`` where it is
+    ``"symbols"``.
+    """
 
     x: Tensor
     y: Tensor
@@ -46,6 +53,9 @@ class Task:
         split: sizes of the parts, in words.
         heard: the steps ``0 .. heard - 1`` carry the class.
         note, source, licence: what the reader must know.
+        read: the last steps that are read out.
+        objective: what is said. ``"class"``: one class; ``"symbols"``: a class in each of S equal parts of the steps
+            that are read; ``"value"``: a number.
     """
 
     name: str
@@ -63,11 +73,13 @@ class Task:
     note: str
     source: str
     licence: str
+    read: int = STEPS_READ
+    objective: Objective = "class"
 
     @property
     def chance(self) -> float:
-        """Accuracy of a guess: validation and test parts hold every class equally often."""
-        return 1 / self.classes
+        """Score of a guess: validation and test parts hold every class equally often; 0 for a number."""
+        return 0.0 if self.objective == "value" else 1 / self.classes
 
     @property
     def steps(self) -> int:
@@ -212,14 +224,18 @@ def first_digit(source: Digits, quick: bool = False) -> Task:
     )
 
 
-def cue_recall(quick: bool = False) -> Task:
+def cue_recall(quick: bool = False, steps: int = 50, updates: int = 300, every: int = 15) -> Task:
     """(b) A cue in the first five steps, then distractors; which cue was it?
 
     One of the channels 0 and 1 is 1 for five steps: the class. Channel 2 then fires with
     probability 0.2 a step until the end.
+
+    Args:
+        quick: a few updates on few sequences only.
+        steps: T.
+        updates, every: see :class:`Task`.
     """
-    steps, cue, batch = 50, 5, 64
-    validated, tested = (64, 64) if quick else (500, 1000)
+    cue = 5
 
     def draw(labels: Tensor, generator: torch.Generator) -> Batch:
         count = len(labels)
@@ -228,30 +244,140 @@ def cue_recall(quick: bool = False) -> Task:
         x[cue:, :, 2] = (torch.rand(steps - cue, count, generator=generator) < 0.2).float()
         return Batch(x, labels)
 
-    def training(seed: int) -> Iterator[Batch]:
-        generator = torch.Generator().manual_seed(seed)
-        while True:
-            yield draw(torch.randint(2, (batch,), generator=generator), generator)
+    def fresh(count: int, generator: torch.Generator) -> Batch:
+        return draw(torch.randint(2, (count,), generator=generator), generator)
 
     def held_out(count: int, seed: int) -> Batch:
         return draw(torch.arange(count) % 2, torch.Generator().manual_seed(seed))
 
-    updates, every = (4, 2) if quick else (300, 15)
-    return Task(
-        name="cue_recall",
-        title="Cue recall",
+    return _generated(
+        fresh,
+        held_out,
+        quick,
+        updates,
+        every,
+        name="cue_recall" if steps == 50 else f"cue_recall_{steps}",
+        title="Cue recall" if steps == 50 else f"Cue recall, {steps} steps",
         inputs=3,
         hidden=32,
         classes=2,
+        heard=cue,
+        note=f"generated: a cue of five steps, then {steps - cue} steps with distractor spikes",
+    )
+
+
+def copy_symbols(
+    quick: bool = False, steps: int = 100, updates: int = 300, every: int = 15, symbols: int = 4, held: int = 5
+) -> Task:
+    """(d) Symbols, one after the other, then nothing, then say them again in their order.
+
+    Channels 0 to 3 are four letters; each symbol is 1 for ``held`` steps. While the symbols are to be said, ``held``
+    steps for each, channel 4 is 1. The score is the fraction of symbols that are right.
+
+    Args:
+        quick: a few updates on few sequences only.
+        steps: T, the symbols at the start and the answers at the end included.
+        updates, every: see :class:`Task`.
+        symbols: S.
+        held: steps of a symbol.
+
+    Raises:
+        ValueError: the symbols and the answers do not fit.
+    """
+    letters, heard = 4, symbols * held
+    if steps < 2 * heard:
+        raise ValueError(f"{symbols} symbols of {held} steps and as many answers need {2 * heard} steps, not {steps}")
+
+    def fresh(count: int, generator: torch.Generator) -> Batch:
+        y = torch.randint(letters, (count, symbols), generator=generator)
+        x = torch.zeros(steps, count, letters + 1)
+        x[:heard, :, :letters] = nn.functional.one_hot(y, letters).float().transpose(0, 1).repeat_interleave(held, 0)
+        x[-heard:, :, letters] = 1
+        return Batch(x, y)
+
+    return _generated(
+        fresh,
+        lambda count, seed: fresh(count, torch.Generator().manual_seed(seed)),
+        quick,
+        updates,
+        every,
+        name=f"copy_{steps}",
+        title=f"Copying {symbols} symbols, {steps} steps",
+        inputs=letters + 1,
+        hidden=32,
+        classes=letters,
+        heard=heard,
+        note=f"generated: {symbols} of {letters} letters, {held} steps each, {steps - 2 * heard} steps without input, "
+        "then the answers",
+        read=heard,
+        objective="symbols",
+    )
+
+
+def adding(quick: bool = False, steps: int = 100, updates: int = 300, every: int = 15) -> Task:
+    """(e) A number a step, two of them marked; what is their sum?
+
+    Channel 0 is uniform in [0, 1), channel 1 is 1 at one step of each half. The score is the part of the sum's
+    variance (1/6) that is explained: 0 for its mean, 1 for the sum itself, below 0 for worse than the mean.
+
+    Args:
+        quick: a few updates on few sequences only.
+        steps: T.
+        updates, every: see :class:`Task`.
+    """
+
+    def fresh(count: int, generator: torch.Generator) -> Batch:
+        x = torch.zeros(steps, count, 2)
+        x[..., 0] = torch.rand(steps, count, generator=generator)
+        each = torch.arange(count)
+        for first, last in ((0, steps // 2), (steps // 2, steps)):
+            x[torch.randint(first, last, (count,), generator=generator), each, 1] = 1
+        return Batch(x, (x[..., 0] * x[..., 1]).sum(0))
+
+    return _generated(
+        fresh,
+        lambda count, seed: fresh(count, torch.Generator().manual_seed(seed)),
+        quick,
+        updates,
+        every,
+        name=f"adding_{steps}",
+        title=f"Adding, {steps} steps",
+        inputs=2,
+        hidden=32,
+        classes=1,
+        heard=steps,
+        note="generated: two numbers of a sequence are marked, one in each half",
+        objective="value",
+    )
+
+
+def _generated(
+    fresh: Callable[[int, torch.Generator], Batch],
+    held_out: Callable[[int, int], Batch],
+    quick: bool,
+    updates: int,
+    every: int,
+    **about: Any,
+) -> Task:
+    """A task without a file: endless batches, and held-out parts with seeds of their own."""
+    batch = 64
+    validated, tested = (64, 64) if quick else (500, 1000)
+    updates, every = (4, 2) if quick else (updates, every)
+
+    def training(seed: int) -> Iterator[Batch]:
+        generator = torch.Generator().manual_seed(seed)
+        while True:
+            yield fresh(batch, generator)
+
+    return Task(
         updates=updates,
         every=every,
         training=training,
-        validation=held_out(validated, seed=1_000_001),
-        test=held_out(tested, seed=1_000_002),
+        validation=held_out(validated, 1_000_001),
+        test=held_out(tested, 1_000_002),
         split=f"{updates} fresh batches of {batch} train / {validated} validation / {tested} test, "
         "each with its own seed",
-        heard=cue,
-        note="generated: a cue of five steps, then 45 steps with distractor spikes",
         source="generated by benchmarks/accuracy/tasks.py",
         licence="MIT, as this repository",
+        **about,
     )
