@@ -343,7 +343,8 @@ class _Watch(TorchDispatchMode):
                 continue
             fired = self.neurons.setdefault((module, neuron.name, each), _Fired())
             fired.number += shape.numel()
-            if first is not None and first.shape == shape and len(calls) == 1:
+            one_step = shape[0] == 1 and first is not None and first.shape == shape[1:]  # run as a sequence of one
+            if first is not None and (first.shape == shape or one_step) and len(calls) == 1:
                 with _disable_current_modes():
                     fired.outputs += int(first.count_nonzero())
             else:
