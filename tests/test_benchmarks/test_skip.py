@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command_line
-from benchmarks.accuracy import skip
+from benchmarks.accuracy import experiment, skip
 from benchmarks.data import handwritten
 from benchmarks.recipes import RecipeError, recipe
 from snn_ext import connection
@@ -30,7 +30,7 @@ def quickly(images_package, no_pip, tmp_path, monkeypatch):
 
     def run():
         arguments = ["--quick", "--data", str(images_package), "--json", str(path), "--out", str(out)]
-        status = command_line.main(["skip", *arguments])
+        status = command_line.main(["accuracy", "--experiment", "skip", *arguments])
         return status, json.loads(path.read_text()), out, path
 
     return run
@@ -71,7 +71,12 @@ def test_a_quick_run_and_its_resumption(quickly, monkeypatch, capsys):
 def test_other_settings_are_not_mixed(images_package, tmp_path, monkeypatch, capsys):
     path = tmp_path / "skip.json"
     path.write_text('{"settings": {"epochs": 3}}')
-    assert command_line.main(["skip", "--quick", "--data", str(images_package), "--json", str(path)]) == 1
+    assert (
+        command_line.main(
+            ["accuracy", "--experiment", "skip", "--quick", "--data", str(images_package), "--json", str(path)]
+        )
+        == 1
+    )
     assert "other settings" in capsys.readouterr().out and path.read_text() == '{"settings": {"epochs": 3}}'
 
 
@@ -189,7 +194,7 @@ def test_what_is_chosen_is_chosen_on_validation_data():
         _run("LIF vanilla", 1, "seeds", 1, 0.9, 0.1),
         _run("LIF vanilla", 0, "search", 1, 0.9, 0.05),
     ]
-    assert [run["test"] for run in skip.reported(runs, "LIF SRC 4")] == [0.1, 0.2]
+    assert [run["test"] for run in experiment.reported(runs, model="LIF SRC 4")] == [0.1, 0.2]
     assert skip.best_span(runs, "LIF") == "LIF SRC 4" and skip.best_span(runs, "LSTM-LIF") is None
     assert skip._difference(runs, "LIF SRC 4", "LIF vanilla").endswith(": +7.5 points (+5.0, +10.0)")
     wanted = list(skip._wanted([], quick=False))
