@@ -21,6 +21,7 @@ the first process writes.
 from __future__ import annotations
 
 import csv
+import inspect
 import io
 import json
 import math
@@ -308,9 +309,7 @@ def fit(
         torch.manual_seed(1_000_003 * training.seed + place.rank)  # dropout of its own; the first one's goes on
     model = net
     if place.world > 1:
-        # Buffers are a process' own: states of neurons are among them.
-        devices = [place.device.index] if place.device.type == "cuda" else None
-        model = nn.parallel.DistributedDataParallel(net, devices, broadcast_buffers=False)
+        model = _parallel(net, place)
     writer = _tensorboard(folder, len(rows)) if tensorboard and place.rank == 0 else None
     for epoch in range(len(rows), training.epochs):
         row = _epoch(training, net, model, epoch, place)
@@ -396,6 +395,14 @@ def _count(total: list[float], loss: Tensor, scores: Tensor, y: Tensor, counted:
         total[0] += loss.item() * many
         total[1] += float((scores.argmax(-1) == y)[known].sum())
         total[2] += many
+
+
+def _parallel(net: nn.Module, place: Place) -> nn.Module:
+    """The network with averaged gradients. Buffers stay a process' own: states of neurons are among them."""
+    made = nn.parallel.DistributedDataParallel
+    newer = "forward_sync_buffers" in inspect.signature(made.__init__).parameters
+    options: dict[str, Any] = {"forward_sync_buffers" if newer else "broadcast_buffers": False}
+    return made(net, [place.device.index] if place.device.type == "cuda" else None, **options)
 
 
 def _best(rows: Sequence[Row], name: str) -> Row | None:
