@@ -98,7 +98,7 @@ def test_a_failed_download_says_what_to_do(outcome, reason, images_package, monk
     monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(DataError) as caught:
         images()
-    for said in (reason, COMMAND, "skip --data", handwritten.VARIABLE, str(cache_path(KEPT))):
+    for said in (reason, COMMAND, "accuracy --experiment skip --data", handwritten.VARIABLE, str(cache_path(KEPT))):
         assert said in str(caught.value)
 
 
@@ -138,7 +138,8 @@ def test_a_folder_in_the_place_of_a_file_is_refused(pack):
 @pytest.mark.parametrize("content", [None, b"", b"no archive"], ids=["missing", "empty", "no archive"])
 def test_the_command_ends_with_one_error(content, images_package, pack, tmp_path, capsys):
     path = tmp_path / "other.tgz" if content is None else pack(content)
-    status = command_line.main(["skip", "--data", str(path), "--json", str(tmp_path / "skip.json")])
+    arguments = ["--data", str(path), "--json", str(tmp_path / "skip.json")]
+    status = command_line.main(["accuracy", "--experiment", "skip", *arguments])
     error = capsys.readouterr().err
     assert status == 1 and error.startswith("error: the handwritten digits could not be had: ") and COMMAND in error
     assert "Traceback" not in error and not (tmp_path / "skip.json").exists()
