@@ -397,7 +397,6 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 def _row(run: Mapping[str, Any]) -> str:
     counted = run["count"]
     rates = ", ".join(f"{one['rate']:.3f}" for one in counted["neurons"]) or "1"
-    neurons = sum(one["nanojoules"] for one in counted["neurons"])
     kinds = {name.partition("(")[2].rstrip(")") for name in counted["uncounted"]}
     cells = [
         run["model"],
@@ -408,12 +407,17 @@ def _row(run: Mapping[str, Any]) -> str:
         f"{counted['macs']:.0f}",
         f"{counted['acs']:.0f}",
         f"{counted['nanojoules']:.2f}",
-        f"{neurons:.2f}",
+        f"{_neurons(run):.2f}",
         "none" if run["formula"] is None else f"{run['formula']:.2f}",
         f"{counted['dense_nanojoules']:.0f}",
         ", ".join(sorted(kinds)) or "nothing",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _neurons(run: Mapping[str, Any]) -> float:
+    """Energy of what the neurons of a run compute, nJ."""
+    return sum(one["nanojoules"] for one in run["count"]["neurons"])
 
 
 def picture(result: Mapping[str, Any], path: Path) -> None:
@@ -427,23 +431,27 @@ def picture(result: Mapping[str, Any], path: Path) -> None:
     places = range(len(rows))
     left.bar([place - 0.2 for place in places], [row["published"] for row in rows], 0.4, color="#999999")
     left.bar([place + 0.2 for place in places], [row["nanojoules"] for row in rows], 0.4, color="#0072B2")
-    left.legend(["printed", "from the rates"], fontsize=8)
+    left.legend(["printed", "from the rates"], fontsize=8, loc="upper right")
     left.set_xticks(list(places), [row["model"].upper() for row in rows], rotation=90)
     left.set_title("TC-LIF's paper")
     left.set_ylabel("energy of a time step, nJ")
+    # On such an axis no bar is a sum of parts: parts are marks.
     energies = [run["count"]["nanojoules"] for run in runs]
-    neurons = [sum(one["nanojoules"] for one in run["count"]["neurons"]) for run in runs]
-    places = range(len(runs))
-    right.bar(places, energies, 0.7, color="#0072B2", label="products and neurons")
-    right.bar(places, neurons, 0.7, color="#E69F00", label="neurons alone")
-    dense = [run["count"]["dense_nanojoules"] for run in runs]
-    right.plot(places, dense, "_", color="black", markersize=14, label="products, all dense")
-    for place, energy in zip(places, energies, strict=True):
-        right.annotate(f"{energy:.3g}", (place, energy), ha="center", va="bottom", fontsize=7)
-    right.set_xticks(list(places), [run["model"] for run in runs], rotation=90)
+    right.bar(range(len(runs)), energies, 0.7, color="#0072B2", label="as counted")
+    marks = {
+        "the neurons' part of it": ("#E69F00", [_neurons(run) or float("nan") for run in runs]),
+        "all products dense": ("black", [run["count"]["dense_nanojoules"] for run in runs]),
+    }
+    for label, (colour, values) in marks.items():
+        right.plot(range(len(runs)), values, "_", color=colour, markersize=14, markeredgewidth=2, label=label)
+    for place, energy in enumerate(energies):
+        text = f"{energy:.0f}" if energy >= 100 else f"{energy:.1f}"
+        right.annotate(text, (place, energy), ha="center", va="bottom", fontsize=8)
+    right.set_xticks(range(len(runs)), [run["model"] for run in runs], rotation=90)
     right.set_title(f"counted as they run, after {result['settings']['updates']} updates (LSTM, GRU untrained)")
-    right.legend(fontsize=8)
+    right.legend(fontsize=8, loc="upper right")
     left.set_yscale("log")
+    left.set_ylim(1, 2e4)
     for axes in (left, right):
         axes.grid(axis="y", alpha=0.25)
         axes.set_axisbelow(True)
