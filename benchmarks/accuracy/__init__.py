@@ -7,5 +7,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "skip": "benchmarks.accuracy.skip:run",
     "skip_784": "benchmarks.accuracy.skip:run_784",
     "memory": "benchmarks.accuracy.memory:run",
+    "digits_784": "benchmarks.accuracy.digits:run",
+    "fashion": "benchmarks.accuracy.fashion:run",
 }
 """``module:function`` by the name of ``--experiment``; called with ``(json_path, quick, out, data_path, budget)``."""
