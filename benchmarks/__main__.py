@@ -9,7 +9,7 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
 
-PARTS = ("neurons", "layers", "recurrent")
+PARTS = ("neurons", "layers", "recurrent", "networks", "scaling")
 """Of the speed command; here too, so that --help does not import torch."""
 
 
@@ -169,7 +169,14 @@ def _speed(add: Callable[..., Any]) -> None:
     add("--device", choices=("cpu", "cuda"), default="cpu", help="%(default)s")
     add("--threads", nargs="+", type=_positive, default=[1, 2], metavar="N", help="torch's (1 2)")
     add("--rounds", type=_positive, default=11, help="of each case (%(default)s)")
-    add("--budget", type=float, default=3, metavar="S", help="seconds for one column of one case (%(default)s)")
+    add(
+        "--budget",
+        type=float,
+        default=3,
+        metavar="S",
+        help="seconds for a column of a case with the most threads and the usual allocator (%(default)s); "
+        "otherwise a third",
+    )
     add("--quick", action="store_true", help="small shapes, two rounds, to see that it runs; no result")
     add("--json", dest="json_path", type=Path, metavar="OUT", help="write the results to this file after each part")
     add("--read", dest="read_path", type=Path, metavar="IN", help="take such a file instead of measuring")

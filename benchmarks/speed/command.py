@@ -31,21 +31,32 @@ from snn_ext import sequence
 
 from .. import machine
 from ..accuracy import experiment
-from . import layers, neurons, recurrent, report, timing
+from ..hosts import require
+from . import layers, networks, neurons, recurrent, report, scaling, timing
 from .timing import Settings
 
-PARTS: Mapping[str, ModuleType] = {"neurons": neurons, "layers": layers, "recurrent": recurrent}
+PARTS: Mapping[str, ModuleType] = {
+    "neurons": neurons,
+    "layers": layers,
+    "recurrent": recurrent,
+    "networks": networks,
+    "scaling": scaling,
+}
 """By name a module with ``measure_all(settings)``, one entry of ``runs``, and of the whole part ``table`` (Markdown)
 and ``figures`` (per condition); where it has any, ``measure_once(settings, run)`` and ``pictures(part, folder)``."""
 
 
 def conditions(settings: Settings, threads: Sequence[int]) -> Iterator[tuple[Settings, str]]:
-    """The settings and the allocator of every run. The main conditions are the most threads, the usual allocator."""
+    """The settings and the allocator of every run.
+
+    The main conditions are the most threads and the usual allocator; the others have a third of the budget.
+    """
     for number in threads:
         for allocator in timing.ALLOCATORS:
             main = number == max(threads) and allocator == "default"
             if settings.device == "cpu" or main:
-                yield replace(settings, threads=number, main=main), allocator
+                budget = settings.budget if main else settings.budget / 3
+                yield replace(settings, threads=number, budget=budget, main=main), allocator
 
 
 def measure(name: str, settings: Settings, threads: Sequence[int]) -> dict[str, Any]:
@@ -150,9 +161,12 @@ def run(
     Raises:
         TargetsError, ResultsError: a file that cannot be used.
         BackendUnavailable: ``device="cuda"`` without what it needs.
+        Missing: ``out`` without matplotlib.
     """
     parts = list(parts or PARTS)
     asked = report.targets(targets)
+    if out is not None:
+        require("matplotlib", "bench")
     if read_path is not None:
         result = read(read_path)
     else:
