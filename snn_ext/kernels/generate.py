@@ -15,7 +15,7 @@ import math
 import string
 import textwrap
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from ctypes import c_float
 from dataclasses import replace
 from functools import cache
@@ -111,6 +111,8 @@ _OPERANDS: Mapping[str, tuple[str, ...]] = {
     for op, code in EXPRESSIONS.items()
 }
 _INEXACT = frozenset(list(_ARITHMETIC)[list(_ARITHMETIC).index("addcmul") :])
+_DIVISIONS = frozenset({"div", "reciprocal", "inverse_square", "div_trunc"})
+_FUNCTIONS = _INEXACT - {"addcmul", "lerp", "sigmoid_backward", "tanh_backward"}
 
 
 @cache
@@ -184,6 +186,7 @@ class _Code:
             if isinstance(operand, Node)
             for _ in range(EXPRESSIONS.get(node.op, "{self}").count(f"{{{name}}}"))
         )
+        named = {*graph.names, *graph.results.values()}
         for i, node in enumerate(nodes):
             if node.op == "argument":
                 self.text[node] = node.name or ""
@@ -195,7 +198,7 @@ class _Code:
             name = graph.names.get(node, f"r{i}")
             if node.uniform:
                 self.text[node] = self.shared.name(node.kind, code)
-            elif uses[node] == 1 and node not in graph.names and len(code) < 60:
+            elif uses[node] == 1 and node not in named and len(code) < 60:
                 self.text[node] = code
             else:
                 self.text[node] = name
@@ -303,6 +306,73 @@ def _without(graph: Graph, neuron: Neuron, states: Iterable[str]) -> Graph:
     return replace(graph, results={name: node for name, node in graph.results.items() if name not in left_out})
 
 
+# ---------------------------------------------------------------- what is computed once
+
+
+class _Same(dict[Any, int]):
+    """A number per node: the same for nodes, of any graph, that compute the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._known: dict[Node, int] = {}
+
+    def number(self, node: Node) -> int:
+        """The number of a node."""
+        if node not in self._known:
+            args = {n: self.number(a) if isinstance(a, Node) else repr(a) for n, a in node.args.items()}
+            form = (node.op, node.kind, node.name, tuple(sorted(args.items())))
+            self._known[node] = self.setdefault(form, len(self))
+        return self._known[node]
+
+
+def _cut(graph: Graph, wanted: Callable[[Node], bool]) -> list[Node]:
+    """The nodes, seen from the results, that are wanted; what only they need is not looked at."""
+    found: dict[Node, None] = {}
+    seen: set[Node] = set()
+
+    def visit(node: Node) -> None:
+        if node in seen:
+            return
+        seen.add(node)
+        if wanted(node):
+            found[node] = None
+            return
+        for operand in node.operands():
+            visit(operand)
+
+    for result in graph.results.values():
+        if result is not None:
+            visit(result)
+    return list(found)
+
+
+def _given(graph: Graph, names: Mapping[int, str], same: _Same) -> Graph:
+    """A graph in which the nodes of these numbers are arguments of these names."""
+    new: dict[Node, Node] = {}
+
+    def visit(node: Node) -> Node:
+        if node not in new:
+            if (name := names.get(same.number(node))) is not None:
+                new[node] = Node("argument", {}, node.kind, False, name)
+            else:
+                args = {n: visit(a) if isinstance(a, Node) else a for n, a in node.args.items()}
+                new[node] = replace(node, args=args) if args else node
+        return new[node]
+
+    results = {name: None if node is None else visit(node) for name, node in graph.results.items()}
+    return replace(graph, results=results, names={new[node]: name for node, name in graph.names.items() if node in new})
+
+
+def _of_tensors(node: Node) -> bool:
+    """Whether a node differs between elements, but not over time, and takes long."""
+    leaves, long = set(), False
+    for one in Graph({"": node}, {}, frozenset()).nodes():
+        long = long or (one.op in _DIVISIONS | _FUNCTIONS and not one.uniform)
+        if one.op == "argument" and not one.uniform:
+            leaves.add((one.name or "")[:2])
+    return long and leaves == {"p_"} and node.kind == "real"
+
+
 def _names(macro: str, names: Iterable[str]) -> str:
     return f"#define {macro}(_) {' '.join(f'_({name})' for name in names)}".rstrip()
 
@@ -336,18 +406,35 @@ def _text(
     states = neuron.states if learned is None else felt
     given = prefixed("x_", neuron.inputs) + prefixed("u_", states) + prefixed("p_", request.tensors)
     grads, traced = prefixed("g_", felt), prefixed("q_", felt)
-    shared = _Shared()
-    functions = [_Function("step", _without(graph(request, None), neuron, states), given, shared, single)]
+    step = _without(graph(request, None), neuron, states)
+    adjoints: dict[str, Graph] = {}
     if learned is not None:
         which = Gradient(learned, trace_states)
-        arguments = [*given, "gs", *grads, *(traced if trace_states else [])]
-        functions.append(
-            _Function("step_gradient", _without(graph(request, which), neuron, felt), arguments, shared, single)
-        )
+        adjoints["step_gradient"] = _without(graph(request, which), neuron, felt)
         if request.carry == "before_reset":
-            last = graph(request, Gradient(learned, trace_states, last=True))
-            last = _without(last, neuron, felt)
-            functions.append(_Function("last_step_gradient", last, [*given, "gs", *grads], shared, single))
+            last = graph(request, replace(which, last=True))
+            adjoints["last_step_gradient"] = _without(last, neuron, felt)
+    same = _Same()
+    of_time = {same.number(node): node for one in (step, *adjoints.values()) for node in _cut(one, _of_tensors)}
+    fixed = {number: f"m_{i}" for i, number in enumerate(of_time)}
+    prepare = Graph({fixed[number]: node for number, node in of_time.items()}, {}, frozenset())
+    step, adjoints = _given(step, fixed, same), {name: _given(one, fixed, same) for name, one in adjoints.items()}
+    # What the replay of a step has computed, its gradient need not compute again.
+    replayed = {same.number(node): node for node in step.nodes() if node.op in _FUNCTIONS and not node.uniform}
+    again = {same.number(node) for one in adjoints.values() for node in _cut(one, lambda n: same.number(n) in replayed)}
+    kept = {number: f"k_{i}" for i, number in enumerate(sorted(again))}
+    step = replace(step, results={**step.results, **{name: replayed[number] for number, name in kept.items()}})
+    adjoints = {name: _given(one, kept, same) for name, one in adjoints.items()}
+
+    shared = _Shared()
+    functions = [
+        _Function("prepare", prepare, prefixed("p_", request.tensors), shared, single),
+        _Function("step", step, [*given, *fixed.values()], shared, single),
+    ]
+    for name, one in adjoints.items():
+        arguments = [*given, *fixed.values(), *kept.values(), "gs", *grads]
+        arguments += traced if trace_states and name == "step_gradient" else []
+        functions.append(_Function(name, one, arguments, shared, single))
     numbers = prefixed("c_", request.numbers) + prefixed("a_", request.spike_numbers)
     about = [f"// {neuron.name}: {neuron.source}", f"// States are carried {request.carry.replace('_', ' ')}."]
     if learned is not None:  # a forward pass does not depend on it, and need not be compiled again
@@ -365,6 +452,9 @@ def _text(
         _names("FELT", map(identifier, felt)),
         _names("TENSORS", map(identifier, request.tensors)),
         _names("LEARNED", map(identifier, learned or ())),
+        _names("FIXED", fixed.values()),
+        _names("KEPT", kept.values()),
+        f"#define KEEPS {int(bool(kept))}",
         _names("NUMBERS", numbers),
     ]
     head += [f"#define {function.name.upper()} {function.call}" for function in functions]

@@ -3,9 +3,10 @@
 // or clang++, where one call does the work of a block of threads, in vector lanes.
 //
 // In front of this text stand the lists INPUTS, STATES (in a backward pass without observers), FELT (states without
-// observers), TENSORS, NUMBERS, LEARNED (names, for the macros
-// below), SHARED (values alike for all elements), real (type of the arithmetic), IO (type of inputs and
-// outputs), K (steps per checkpoint), and on the CPU W (the largest block).
+// observers), TENSORS, NUMBERS, LEARNED, FIXED (what does not change over time and takes long to compute), KEPT (what
+// the replay of a step leaves to its gradient), all of them names, for the macros below; KEEPS (whether KEPT has any),
+// SHARED (values alike for all elements), real (type of the arithmetic), IO (type of inputs and outputs), K (steps per
+// checkpoint), and on the CPU W (the largest block).
 // Elements lie in rows: element n of step t is at [t * row + n]. A row of 0 repeats one step.
 // What is put before a name of the equations never begins like another one (glanes_, not lanes_g_): a
 // parameter may be called g_v.
@@ -24,6 +25,10 @@ typedef long long ll;
   // K loads are issued before the first is used: a GPU hides latency with loads in flight.
   #define FETCH(...) __VA_ARGS__
   #define FETCHED(fetched, direct) fetched
+  // A function costs a GPU less than the registers to keep its value in.
+  #define REPLAYED (K - 1)
+  #define KEEP(...)
+  #define RECALL real s; STATES(STATE_RESULTS) KEPT(RESULT) STEP; (void)s;
   #define HINT(pointer, writing)
 #else
   #define DEV static inline __attribute__((always_inline))
@@ -33,6 +38,9 @@ typedef long long ll;
   #define EACH_STEP
   #define FETCH(...)
   #define FETCHED(fetched, direct) direct
+  #define REPLAYED (K - 1 + KEEPS)
+  #define KEEP(...) __VA_ARGS__
+  #define RECALL KEPT(LOAD_KEPT)
   // The next row lies N elements on, which no hardware prefetcher guesses.
   #define HINT(pointer, writing) for (int j = 0; j < m; j += 64 / (int)sizeof(*(pointer))) __builtin_prefetch((pointer) + j, writing, 3);
   struct Index { unsigned x, y; };
@@ -85,7 +93,10 @@ template <class T> DEV T clamp_(T a, T low, T high) {
 DEV double exp_(double a) { return exp(a); }
 DEV float exp_(float a) {
   // 2^n times a polynomial in the rest: libm's is not vectorised, and a GPU's rounds differently.
-  const float c = a < -104.0f ? -104.0f : a > 89.0f ? 89.0f : a;
+  // Clamped to -104 and 89 as bits, in the order of which compilers find minima; a NaN is put back below.
+  const unsigned above = __float_as_uint(a) < 0xc2d00000u ? __float_as_uint(a) : 0xc2d00000u;
+  const int within = (int)above < 0x42b20000 ? (int)above : 0x42b20000;
+  const float c = __uint_as_float((unsigned)within);
   const float n = rintf(c * 1.44269504f);
   const float r = (c - n * 0.693359375f) + n * 2.12194440e-4f;
   float y = 1.9875691500e-4f;
@@ -124,6 +135,11 @@ DEV float exp_(float a) {
     fetched_##x[i][j] = ld(in_##x + (t0 + i) * row_##x + n + j);
 #define LOAD_INPUT(x) const real x_##x = FETCHED(fetched_##x[i][j], ld(in_##x + (t0 + i) * row_##x + n + j));
 #define STATE_RESULTS(u) real h_##u, n_##u;
+#define RESULT(k) real k;
+#define FIXED_LANES(k) ALIGNED real lanes_##k[W];
+#define STORE_FIXED(k) lanes_##k[j] = k;
+#define LOAD_FIXED(k) const real k = lanes_##k[j];
+#define PREPARE_LANES LANES(j) { TENSORS(LOAD_TENSOR) FIXED(RESULT) PREPARE; FIXED(STORE_FIXED) }
 #define COUNT(u) 1 +
 
 #define HINT_INPUT(x) HINT(in_##x + (t0 + i + 1) * row_##x + n, 0)
@@ -157,8 +173,9 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
                NUMBERS(NUMBER_ARGUMENT)) {
   HERE
   SHARED
-  STATES(STATE_LANES) TENSORS(TENSOR_LANES)
+  STATES(STATE_LANES) TENSORS(TENSOR_LANES) FIXED(FIXED_LANES)
   STATES(LOAD_INITIAL) TENSORS(LOAD_TENSOR_LANES)
+  PREPARE_LANES
   for (ll t0 = 0; t0 < T; t0 += K) {
     FETCH(INPUTS(FETCH_INPUT))
     if (checkpoints && t0) {
@@ -170,7 +187,7 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
       const bool last = t0 + i == T - 1; (void)last;
       LANES(j) {
         const ll o = (t0 + i) * N + n + j;
-        INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR)
+        INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR) FIXED(LOAD_FIXED)
         real s; STATES(STATE_RESULTS)
         STEP;
         st(out + o, s);
@@ -194,7 +211,10 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
 #else
   #define GRAD_TRACE_ARGUMENT(u)
 #endif
-#define STATE_LANES(u) ALIGNED real at_##u[K][W], glanes_##u[W];
+#define STATE_LANES(u) ALIGNED real at_##u[REPLAYED + 1][W], glanes_##u[W];
+#define KEPT_LANES(k) ALIGNED real lanes_##k[K][W];
+#define STORE_KEPT(k) lanes_##k[i][j] = k;
+#define LOAD_KEPT(k) const real k = lanes_##k[i][j];
 #define LEARNED_LANES(p) ALIGNED real gplanes_##p[W];
 #define LOAD_GRAD_FINAL(u) LOAD_LANES(glanes_##u, gfinal_##u, gfinal_##u[n + j], 0)
 #define LOAD_GRAD_TRACE_LAST(u) glanes_##u[j] += gtrace_##u[(T - 1) * trow_##u + n + j];
@@ -221,7 +241,8 @@ KERNEL forward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARGU
   #define LOAD_GRAD_TRACE(u)
 #endif
 #define GRADIENT_LANES(GRADIENT) LANES(j) { \
-    INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR) STATES(LOAD_GRAD_STATE) STATES(LOAD_GRAD_TRACE) \
+    INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR) FIXED(LOAD_FIXED) RECALL \
+    STATES(LOAD_GRAD_STATE) STATES(LOAD_GRAD_TRACE) \
     const real gs = FETCHED(gs_fetched[i][j], ld(all_gs + (t0 + i) * gs_row + n + j)); \
     INPUTS(GRAD_INPUT_RESULTS) STATES(GRAD_STATE_RESULTS) LEARNED(GRAD_TENSOR_RESULTS) \
     GRADIENT; \
@@ -234,8 +255,9 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
                 LEARNED(GRAD_TENSOR_ARGUMENT) ll T, ll N NUMBERS(NUMBER_ARGUMENT)) {
   HERE
   SHARED
-  STATES(STATE_LANES) TENSORS(TENSOR_LANES) LEARNED(LEARNED_LANES)
+  STATES(STATE_LANES) TENSORS(TENSOR_LANES) FIXED(FIXED_LANES) KEEP(KEPT(KEPT_LANES)) LEARNED(LEARNED_LANES)
   STATES(LOAD_GRAD_FINAL) TENSORS(LOAD_TENSOR_LANES)
+  PREPARE_LANES
   LANES(j) { LEARNED(ZERO_LEARNED) }
 #if TRACE
   LANES(j) { STATES(LOAD_GRAD_TRACE_LAST) }
@@ -247,11 +269,11 @@ KERNEL backward(INPUTS(INPUT_ARGUMENT) STATES(STATE_ARGUMENT) TENSORS(TENSOR_ARG
       const real* __restrict__ checkpoint = checkpoints + (t0 / K - 1) * (FELT(COUNT) 0) * N + n;
       STATES(LOAD_CHECKPOINT)
     } else { STATES(LOAD_INITIAL) }
-    EACH_STEP for (int i = 0; i < K - 1; ++i) if (t0 + i + 1 < T) LANES(j) {
-      INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR)
-      real s; STATES(STATE_RESULTS)
+    EACH_STEP for (int i = 0; i < REPLAYED; ++i) if (t0 + i + K - REPLAYED < T) LANES(j) {
+      INPUTS(LOAD_INPUT) STATES(LOAD_STATE) TENSORS(LOAD_TENSOR) FIXED(LOAD_FIXED)
+      real s; STATES(STATE_RESULTS) KEPT(RESULT)
       STEP;
-      (void)s; STATES(STORE_STATE)
+      (void)s; STATES(STORE_STATE) KEEP(KEPT(STORE_KEPT))
     }
     EACH_STEP for (int i = K - 1; i >= 0; --i) if (t0 + i < T) {
       HINT(all_gs + (t0 + i - 1) * gs_row + n, 0) INPUTS(HINT_PREVIOUS_INPUT)

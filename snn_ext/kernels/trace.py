@@ -44,7 +44,7 @@ TEMPLATE = Path(__file__).with_name("multistep.cuh").read_text()
 _MACROS = {
     *re.findall(r"# *define (\w+)(?![\w(])", TEMPLATE),
     *("K", "W", "real", "IO", "FORWARD", "BACKWARD", "TRACE", "BEFORE_RESET"),
-    *("SHARED", "STEP", "STEP_GRADIENT", "LAST_STEP_GRADIENT"),
+    *("SHARED", "KEEPS", "PREPARE", "STEP", "STEP_GRADIENT", "LAST_STEP_GRADIENT"),
 }
 
 

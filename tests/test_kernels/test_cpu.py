@@ -302,7 +302,7 @@ def test_kernels_are_vectorised(fresh, monkeypatch, tmp_path, name):
     assert vectorised(loop(texts[0], "const bool last = ", "LANES(j) {"))
     report.unlink()
     torch.autograd.grad(weigh(result), data.leaves())
-    assert vectorised(loop(texts[1], "i < K - 1", "LANES(j) {"))
+    assert vectorised(loop(texts[1], "i < REPLAYED", "LANES(j) {"))
     assert vectorised(loop(texts[1], "i = K - 1; i >= 0", "GRADIENT_LANES(STEP_GRADIENT)"))
 
 

@@ -389,6 +389,56 @@ def test_swapped_and_passed_states():
         assert all(identical(a, b) for a, b in zip(found[0][1], found[1][1], strict=True))
 
 
+def body(text, name):
+    """A generated function."""
+    return text[text.index(f"DEV void {name}(") :].split("\n}")[0]
+
+
+@pytest.mark.parametrize("carry", ["after_reset", "before_reset"])
+@pytest.mark.parametrize("steps", [1, 8, 9])
+def test_what_stays_over_time_is_computed_once(compiled, carry, steps):
+    """A division of parameters is not made at every step; its gradient is, and both are torch's."""
+    neuron = plain(
+        lambda inputs, states, p: (p.a / p.b * states[0] + inputs[0] / p.c,),
+        fire=lambda states, p: p.spike(states[0] - p.a / p.b),
+        reset=lambda states, s, p: (states[0] - s * (1 / p.b),),
+        parameters=("a", "b"),
+        constants=("c",),
+    )
+    found = []
+    x, a, b = torch.randn(steps, 7), torch.rand(7), torch.rand(7) + 1
+    for backend in ("cpu", "torch"):
+        leaves = [leaf.clone().requires_grad_() for leaf in (x, a, b)]
+        result = run(neuron, leaves[0], values={"a": leaves[1], "b": leaves[2], "c": 3.0}, carry=carry, backend=backend)
+        loss = result.states[0].sum() + (result.output * torch.arange(7.0)).sum()
+        found.append((result, gradients(loss, leaves)))
+    assert_identical(found[0][0], found[1][0])
+    for mine, torch_s in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(mine, torch_s)
+    for text in compiled:
+        assert "(p_a / p_b)" in body(text, "prepare") or "p_a / p_b;" in body(text, "prepare")
+        assert "p_a / p_b" not in body(text, "step") and "/ p_b" not in body(text, "step")
+
+
+@pytest.mark.parametrize("carry", ["after_reset", "before_reset"])
+@pytest.mark.parametrize("steps", [1, 8, 9])
+def test_the_gradient_takes_functions_from_the_replay(compiled, carry, steps):
+    """An exponential is computed in the forward pass and in its replay, and not a third time."""
+    neuron = plain(
+        lambda inputs, states, p: (torch.sigmoid(inputs[0]) * states[0] + inputs[1].exp(),), inputs=("gate", "x")
+    )
+    found = []
+    for backend in ("cpu", "torch"):
+        leaves = [torch.randn(steps, 7, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in (0, 1)]
+        result = run(neuron, leaves, carry=carry, backend=backend)
+        found.append(gradients(result.states[0].sum() + (result.output * torch.arange(7.0)).sum(), leaves))
+    for mine, torch_s in zip(*found, strict=True):
+        torch.testing.assert_close(mine, torch_s)
+    backward = next(text for text in compiled if "#define BACKWARD" in text)
+    assert "exp_(" not in body(backward, "step_gradient") and body(backward, "step").count("exp_(") == 2
+    assert "exp_(" not in body(backward, "last_step_gradient" if carry == "before_reset" else "step_gradient")
+
+
 # What is a word of C or of the template, what the template puts in front of names, and other alphabets.
 NAMES = [
     "m",
