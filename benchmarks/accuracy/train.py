@@ -174,7 +174,7 @@ class Labelled:
         if samples is None:
             return None
         mine = torch.arange(place.rank, len(samples), place.world).split(self.batch)
-        # Of its own: a loader without a generator would draw from torch's, and a training go on differently.
+        # With a generator of its own: a loader draws from torch's otherwise, and training would depend on testing.
         return self._loader(samples, [one.tolist() for one in mine if len(one)], torch.Generator())
 
     def _loader(self, samples: Any, chosen: list[list[int]], generator: torch.Generator) -> Iterable[Any]:
