@@ -101,6 +101,16 @@ def test_a_neuron_of_your_own():
     assert elementwise(own(charge, reset)) == Elementwise(3, 2, 1, 1, divisions=1, functions=1, choices=2)
 
 
+def test_a_difference_that_is_only_compared_with_zero():
+    def charge(inputs, states, p):
+        v, w = states
+        ahead = v - p.a  # compared with 0: a comparison of v and a
+        far = v - w  # compared with a half: a sum of its own
+        return torch.where((ahead > 0) & (far > 0.5), inputs[0], v), w
+
+    assert elementwise(own(charge)) == Elementwise(additions=1, choices=4)
+
+
 def test_a_spike_that_is_smooth():
     smooth = Surrogate("sigmoid", smooth=True)
     hard, soft = (elementwise(lif("beta", False, "soft"), ZERO, spike) for spike in (None, smooth))
