@@ -91,6 +91,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not hasattr(arguments, "command"):
         parser.print_help()
         return 0
+    if arguments.command == "speed" and arguments.backend == {"cpu": "cupy", "cuda": "cpu"}[arguments.device]:
+        timed.error(f"--backend {arguments.backend} does not run on --device {arguments.device}")
 
     from snn_ext.sequence import BackendUnavailable
 

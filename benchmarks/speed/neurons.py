@@ -337,6 +337,8 @@ def first_call(settings: Settings) -> dict[str, Any]:
 def table(part: Mapping[str, Any]) -> Iterator[str]:
     """The results in Markdown, whatever came out."""
     runs = part["runs"]
+    yield ""
+    yield from readme(part)
     for cases in report.together(runs):
         notes = [
             f"{column}: {fraction:.1e} of the spikes differ"
@@ -417,11 +419,12 @@ def _figures(run: Run) -> dict[str, tuple[float, str]]:
     return found
 
 
-def readme(part: Mapping[str, Any], threads: int = 2) -> Iterator[str]:
-    """The README's table of "How fast": forward and backward, default allocator / warm pages, medians.
+def readme(part: Mapping[str, Any]) -> Iterator[str]:
+    """The README's table of "How fast": forward and backward, default allocator / warm pages, the most threads.
 
-    A cell is empty where a column has no such shape or was not timed; shapes are those of the cases.
+    Medians. A cell is empty where a column was not timed.
     """
+    threads = max(run["threads"] for run in part["runs"])
     columns = {
         "TC-LIF (atan), plain loop / ours": ("TC-LIF", "eager loop / ours"),
         "KLIF (sigmoid), plain loop / ours": ("KLIF", "eager loop / ours"),

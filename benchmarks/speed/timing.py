@@ -96,7 +96,7 @@ def interleaved(
     Args:
         calls: what to time, by name.
         rounds: how many rounds after the first, which warms up.
-        budget: seconds for one call over all rounds. One that has used them up leaves the rest out.
+        budget: seconds for one call over all rounds after the first. One that has used them up leaves the rest out.
         device: where they run; on ``"cuda"`` the wall clock is a pair of events.
         seed: of the orders.
 
@@ -119,7 +119,7 @@ def interleaved(
             wall = _elapsed(calls[name], n, device)
             cpu, faults = time.process_time() - cpu, _faults() - faults
             current[name] = {"wall": wall / n, "cpu": cpu / n, "faults": faults / n, "calls": n}
-            spent[name] += wall
+            spent[name] += wall * (number > 0)  # everything is timed once warm
             # The first call pays for what is made once, so the second round decides as well.
             repeats[name] = max(1, min(1000, math.ceil(_SHORTEST * n / wall))) if number < 2 else n
         measured.append(current)

@@ -131,6 +131,18 @@ def test_the_heaviest_run_under_the_main_conditions_only(main, monkeypatch):
     assert (LINEAR.title in asked) is main and (768 in asked) is main and {SHD.title, 64, 256} <= {*asked}
 
 
+def test_memory_is_that_of_a_training_step(monkeypatch):
+    calls = []
+    monkeypatch.setattr(networks, "NETWORKS", (networks.small(SHD),))
+    monkeypatch.setattr(networks, "training_step", lambda *given: calls.append(given[2].shape))
+    monkeypatch.setattr(timing, "peak_memory", lambda call, device: call() or 7)
+    monkeypatch.setattr(timing, "job", lambda part, name, *given, **asked: networks.memory(*given, **asked))
+    case = {"title": SHD.title, "seconds": dict.fromkeys(("eager by hand", networks.OURS[0], networks.OURS[1]), 1.0)}
+    found = networks.measure_once(replace(IN_TORCH, quick=False), {"cases": [case]})["memory"]
+    assert found == [{"title": SHD.title, "column": name, "bytes": 7} for name in (networks.OURS[0], "eager by hand")]
+    assert calls == [(8, 3, 6)] * 4
+
+
 def test_tables_and_figures(no_clock):
     case = networks.measure(networks.small(SHD), IN_TORCH)
     heavy = {**case, "title": "heavy"}

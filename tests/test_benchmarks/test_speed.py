@@ -179,12 +179,12 @@ def test_rounds_are_interleaved_and_slow_columns_leave(monkeypatch):
     monkeypatch.setattr(timing, "time", clock)
     calls = {name: taking(name, wall) for name, wall in (("quick", 2**-10), ("middle", 0.25), ("slow", 2.0))}
     measured = timing.interleaved(calls, rounds=9, budget=3.0)
-    # The slow one leaves when it has used up its budget, not before.
-    assert [name for one in measured for name in one if name == "slow"] == ["slow"] * 2
+    # The slow one leaves when it has used up its budget, not before; the warm-up does not count.
+    assert [name for one in measured for name in one if name == "slow"] == ["slow"] * 3
     assert all({"quick", "middle"} <= one.keys() for one in measured) and len(measured) == 10
     # What is quick is repeated within a round; seconds are those of one call.
     assert [one["quick"]["calls"] for one in measured] == [1] + [11] * 9
-    assert called.count("quick") == 100 and called.count("middle") == 10 and called.count("slow") == 2
+    assert called.count("quick") == 100 and called.count("middle") == 10 and called.count("slow") == 3
     for one in measured:
         assert {name: sample["wall"] for name, sample in one.items()} == {
             name: wall for name, wall in (("quick", 2**-10), ("middle", 0.25), ("slow", 2.0)) if name in one
@@ -348,7 +348,10 @@ def test_losses_are_shown(capsys, tmp_path):
 
 
 def test_the_readme_s_table():
-    lines = command.readme(made_up(fast=5.0, warm=4.0)).splitlines()
+    result = made_up(fast=5.0, warm=4.0)
+    lines = command.readme(result).splitlines()
+    result["parts"]["neurons"]["runs"].insert(0, {**made_up()["parts"]["neurons"]["runs"][0], "threads": 1})
+    assert command.readme(result).splitlines() == lines  # of the most threads
     assert lines[0].split(" | ")[1:3] == ["TC-LIF (atan), plain loop / ours", "KLIF (sigmoid), plain loop / ours"]
     assert len(lines) == 2 + len(SHAPES) and lines[1] == "|---|---|---|---|---|---|"
     assert lines[2] == "| 4, 64x128x16x16 | 20 / 25 | 20 / 25 | 20 / 25 | 20 / 25 | 20 / 25 |"
@@ -491,11 +494,20 @@ def test_on_cuda_the_clock_is_a_pair_of_events(monkeypatch):
 # ---------------------------------------------------------------- end to end
 
 
-@pytest.mark.parametrize("argument", [["--cases", "GLIF"], ["--shapes", "784"], ["--shapes", "0x4"], ["--rounds", "0"]])
+@pytest.mark.parametrize(
+    "argument", ["--cases GLIF", "--shapes 784", "--shapes 0x4", "--rounds 0", "--parts layer", "--threads 1 0"]
+)
 def test_bad_arguments_are_refused(argument, capsys):
     with pytest.raises(SystemExit) as left:
-        command_line.main(["speed", *argument])
+        command_line.main(["speed", *argument.split()])
     assert left.value.code == 2 and "error: argument" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("argument", ["--device cuda --backend cpu", "--backend cupy"])
+def test_a_backend_of_another_device_is_refused(argument, capsys):
+    with pytest.raises(SystemExit) as left:
+        command_line.main(["speed", *argument.split()])
+    assert left.value.code == 2 and "does not run on --device" in capsys.readouterr().err
 
 
 def test_end_to_end(tmp_path, capsys):
