@@ -5,7 +5,7 @@ Settings are a mapping by dotted name, as :mod:`benchmarks.accuracy.recipe` choo
 - :class:`Stack`: Linear, dropout, neurons, layer by layer, and a Linear summed over all steps; a layer may hear
   itself (LSTM-LIF, TC-LIF, SRC, ASRC);
 - :class:`Convolutions`: the nets of PLIF, with KLIF neurons;
-- :class:`PerFrame`: the gated synaptic layers and their baseline, with scores for every frame.
+- :class:`PerFrame`: the gated synaptic layers, their baseline, GRU and LSTM, with scores for every frame.
 
 The neurons are this package's, in the host's form; all else is torch. Every call starts from a reset state. The nodes
 of SpikingJelly fire at the threshold, those of snnTorch above it.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from snn_ext.core import surrogate
+from snn_ext.layer import Drive
 
 from ..recipes import RecipeError
 
@@ -326,20 +327,67 @@ class Convolutions(nn.Module):
         return spikes.mean(0).unflatten(-1, (-1, self.voters)).mean(-1)
 
 
+class Analogue(nn.Module):
+    """A layer of GRU or LSTM as the gated layers are compared with: batch norm on the products of the input, no biases.
+
+    PyTorch-Kaldi's form: the reset gate acts before the product, dropout on the new term. Its mask is scaled while
+    training, where the released code scales in evaluation.
+    """
+
+    def __init__(self, kind: str, inputs: int, width: int, dropout: float) -> None:
+        super().__init__()
+        self.kind = kind
+        self.drive = Drive(
+            inputs, width, parts={"gru": 3, "lstm": 4}[kind], recurrent=True, norm="batch", dropout=dropout
+        )
+        for square in self._recurrent():
+            nn.init.orthogonal_(square.detach())
+
+    def _recurrent(self) -> Sequence[Tensor]:
+        assert self.drive.weight_hh is not None
+        return self.drive.weight_hh.split(self.drive.hidden_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[T, N, width]``."""
+        given = self.drive(x)
+        new = self.drive.mask(given[0], starts=True)
+        weights = [square.t() for square in self._recurrent()]
+        h = c = torch.zeros_like(given[0][0])
+        found = []
+        for now in zip(*(one.unbind(0) for one in given), strict=True):
+            if self.kind == "gru":
+                keep, reset = ((one + h @ w).sigmoid() for one, w in zip(now[:2], weights[:2], strict=True))
+                h = keep * h + (1 - keep) * new * (now[2] + (reset * h) @ weights[2]).tanh()
+            else:
+                forget, enter, leave, cell = (one + h @ w for one, w in zip(now, weights, strict=True))
+                c = forget.sigmoid() * c + enter.sigmoid() * new * cell.tanh()
+                h = leave.sigmoid() * c.tanh()
+            found.append(h)
+        return torch.stack(found)
+
+
 class PerFrame(nn.Module):
-    """Features ``[T, N, F]`` to scores of every frame ``[T, N, classes]``: encoder, coded layers, a Linear."""
+    """Features ``[T, N, F]`` to scores of every frame ``[T, N, classes]``.
+
+    Encoder, layers, then a Linear without bias and batch norm over the frames, padding among them.
+    """
 
     def __init__(self, parts: Parts, settings: Settings, inputs: int, classes: int, kind: str) -> None:
         super().__init__()
         self.parts = parts
         width = settings["network.hidden"]
         sizes = [inputs] + [width] * (settings["network.layers"] - 1)
-        modules = [parts.encoder(settings)] if settings["network.encoder"] else []
-        modules += [parts.coded(kind, size, width, settings) for size in sizes]
+        modules: list[nn.Module]
+        if kind in ("gru", "lstm"):
+            modules = [Analogue(kind, size, width, settings["network.dropout"]) for size in sizes]
+        else:
+            modules = [parts.encoder(settings)] if settings["network.encoder"] else []
+            modules += [parts.coded(kind, size, width, settings) for size in sizes]
         self.layers = nn.Sequential(*modules)
-        self.readout = nn.Linear(width, classes, bias=False)
+        linear = nn.Linear(width, classes, bias=False)
         bound = math.sqrt(0.01 / (width + classes))
-        nn.init.uniform_(self.readout.weight, -bound, bound)
+        nn.init.uniform_(linear.weight, -bound, bound)
+        self.readout = EachStep(linear, nn.BatchNorm1d(classes))
         parts.finish(self)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -7,8 +7,7 @@ What can be trained, by recipe (``--recipe NAME`` alone lists its networks too):
     xu_2025              smnist, psmnist, gsc, ssc: SRC and ASRC around LIF
     jiang_2023           mnist, fashion, cifar10, nmnist, cifar10dvs, dvs128gesture: KLIF in PLIF's nets, by PLIF's
                          protocol
-    ponghiran_roy_2022   timit, librispeech: baseline, v1 and v2, by frame error (no decoding). The recipe's GRU and
-                         LSTM are not built
+    ponghiran_roy_2022   timit, librispeech: baseline, v1, v2, GRU and LSTM, by frame error (no decoding)
 
 None of them was trained in full. Only Fashion-MNIST could be had where this was written; MNIST, CIFAR-10, Speech
 Commands, SHD, SSC, N-MNIST, CIFAR10-DVS, DVS128-Gesture, TIMIT and LibriSpeech could not. Every network was built and
@@ -169,11 +168,10 @@ PLANS: Mapping[str, Plan] = {
             *_TRAINING,
             *_names("training", "batch_valid length_valid batch_test curriculum_effective padding"),
             *_names("training", "plateau.improvement plateau.patience plateau.factor plateau.learning_rate_min"),
-            *_names("network", "layers hidden levels dead_zone encoder dropout"),
-            "quantiser.range_mode",
+            *_names("network", "layers hidden dropout"),
         ),
-        perhaps=("network.decay_init",),
-        networks=("baseline", "v1", "v2"),
+        perhaps=(*_names("network", "levels dead_zone encoder decay_init"), "quantiser.range_mode"),
+        networks=("baseline", "v1", "v2", "gru", "lstm"),
     ),
 }
 

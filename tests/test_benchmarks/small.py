@@ -18,8 +18,8 @@ SHAPES = {
     "nmnist": ((10, 2, 34, 34), 10),
     "cifar10dvs": ((15, 2, 128, 128), 10),
     "dvs128gesture": ((12, 2, 128, 128), 11),
-    "timit": ((300, 40), 7),
-    "librispeech": ((300, 40), 7),
+    "timit": ((300, 40), 1936),
+    "librispeech": ((300, 40), 1936),
 }
 # Another size in place of the published one; steps and pixels are those of the samples.
 _SIZES = {

@@ -9,6 +9,7 @@ from test_benchmarks import small
 
 from benchmarks import __main__ as command_line
 from benchmarks import data
+from benchmarks.accuracy import networks
 from benchmarks.accuracy import recipe as recipes
 from benchmarks.accuracy.train import Place
 from benchmarks.recipes import RecipeError, recipe
@@ -29,11 +30,12 @@ def test_every_network_has_the_published_parameters(monkeypatch):
         count = sum(parameter.numel() for parameter in net.parameters())
         if name == "ponghiran_roy_2022":
             weights = sum(p.numel() for n, p in net.layers.named_parameters() if ".weight_" in n)
-            assert weights == found[f"common.parameters.{network}"]
+            assert weights == found[f"common.parameters.{network}"] and classes == 1936
+            assert count == found["common.parameters.total"][network]
         else:
             assert count == found[f"{task}.{network}.parameters"], (name, task, network)
         counted += 1
-    assert counted == 14 + 11 + 6 + 6
+    assert counted == 14 + 11 + 6 + 10
 
 
 @pytest.mark.parametrize(("name", "task", "network"), NETWORKS, ids=[".".join(one) for one in NETWORKS])
@@ -60,6 +62,7 @@ def test_every_network_takes_a_step(name, task, network):
         ("jiang_2023", "cifar10", "plif", {"neuron.threshold": 0.02}),
         ("ponghiran_roy_2022", "timit", "baseline", {}),
         ("ponghiran_roy_2022", "timit", "v2", {}),
+        ("ponghiran_roy_2022", "timit", "gru", {}),
     ],
 )
 def test_the_hosts_agree(name, task, network, overrides):
@@ -96,6 +99,18 @@ def test_a_recurrent_net_of_tc_lif_is_the_published_one():
         spikes = torch.stack(found)
         assert 0 < spikes.mean() < 1
     torch.testing.assert_close(made.net(x), made.net.readout(spikes).sum(0), rtol=1e-4, atol=1e-5)
+
+
+def test_the_lstm_is_torchs_but_for_the_norm():
+    layer = networks.Analogue("lstm", 3, 4, dropout=0.0).eval()
+    theirs = torch.nn.LSTM(3, 4, bias=False)
+    order = [1, 0, 3, 2]  # torch has input, forget, cell, output
+    with torch.no_grad():
+        for ours, name in ((layer.drive.weight_ih, "weight_ih_l0"), (layer.drive.weight_hh, "weight_hh_l0")):
+            getattr(theirs, name).copy_(torch.cat([ours.split(4)[index] for index in order]))
+        theirs.weight_ih_l0.div_((1 + 1e-5) ** 0.5)  # a norm that has seen nothing
+        x = torch.randn(6, 2, 3)
+        torch.testing.assert_close(layer(x), theirs(x)[0])
 
 
 def test_an_image_is_the_current_of_every_step():
