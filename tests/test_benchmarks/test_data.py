@@ -407,12 +407,12 @@ def test_words_have_the_papers_labels_and_the_lists_parts(tmp_path):
 
 def test_log_mel_frames_are_librosas():
     t = np.arange(9000)
-    sound = (8000 * np.sin(2e-5 * t * t) * t / 9000).astype(np.int16) / 32768
+    sound = (8000 * np.sin(2e-5 * t * t) * t / 9000 * (t > 2000)).astype(np.int16) / 32768
     found = audio.log_mel(sound, audio.mel_filters())
     # librosa 0.11.0: melspectrogram(n_fft=480, hop_length=160, power=1, n_mels=40, fmin=40, fmax=4000), power_to_db(
-    # ref=max), 57 frames padded with 0 to 101, standardised.
-    at = {(0, 0): -0.28366, (5, 3): -0.47111, (20, 10): -0.66493, (31, 39): -1.19044}
-    at |= {(50, 25): -0.95724, (56, 0): 0.17666, (57, 0): 1.01714, (100, 39): 1.01714}
+    # ref=max), which keeps 80 dB, 57 frames padded with 0 to 101, standardised.
+    at = {(5, 3): -1.85089, (20, 10): -0.42834, (31, 39): -0.85856, (50, 25): -0.66765, (56, 0): 0.26064}
+    at |= {(100, 39): 0.94871}
     for place, value in at.items():
         assert found[place] == pytest.approx(value, abs=2e-5)
     assert found.mean() == pytest.approx(0, abs=1e-5) and found.std(ddof=1) == pytest.approx(1, abs=1e-5)
