@@ -8,8 +8,9 @@ rules, alike for every network:
 * where all other entries of an activity have one magnitude (binary spikes; the factor goes into the weights), a product
   is an addition (AC), else a multiplication with its addition (MAC);
 * biases start the sums, the sums over inputs, recurrence and bias are one: none of these additions counts apart;
-* what a neuron of this package computes besides is read off its equations (:mod:`snn_ext.training.elementwise`);
-* other arithmetic is not counted, and the module that does it is named in ``uncounted``.
+* what a neuron of this package computes besides is read off its equations (:mod:`snn_ext.training.equations`);
+* other arithmetic is not counted, and the module that does it is named in ``uncounted``. Only in a module whose own
+  forward runs a neuron of this package all arithmetic is taken to be that neuron's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from .. import kernels, sequence
 from ..connection import OneToOne
 from ..kernels.trace import Unsupported
-from .elementwise import Elementwise, elementwise
+from .equations import Elementwise, elementwise
 from .energy import E_MAC, Operations
 
 Kind = Literal["silent", "binary", "valued"]
@@ -358,7 +359,6 @@ class _Watch(TorchDispatchMode):
         counted = {module for module, _, _ in self.neurons}
         uncounted = dict(self.failed)
         for module, operations in self.other.items():
-            # The arithmetic in a module with a neuron of ours is taken to be the neuron's.
             if module not in counted and self.labels[module] not in uncounted:
                 uncounted[self.labels[module]] = "arithmetic that is not counted: " + ", ".join(operations)
         if not self.totals and not self.neurons:

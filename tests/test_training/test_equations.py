@@ -11,7 +11,7 @@ from snn_ext.kernels import generate
 from snn_ext.kernels.trace import Unsupported
 from snn_ext.neurons import CATALOGUE, gated_synaptic, klif, lif, lstm_lif
 from snn_ext.training import Elementwise, elementwise
-from snn_ext.training.elementwise import _OPERATIONS
+from snn_ext.training.equations import _OPERATIONS
 
 ZERO = {"v_threshold": 1.0, "v_reset": 0.0}
 
