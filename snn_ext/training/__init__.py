@@ -12,8 +12,8 @@ has it: the body of the paper was not read, so nothing here is claimed to be pri
 from .counting import Count, Neurons, Products, count
 from .curriculum import Batch, SequenceLengths, batches, pieces
 from .decay import clamp_after_step
-from .equations import Elementwise, elementwise
 from .energy import E_AC, E_MAC, E_MULTIPLICATION, EnergyModel, Operations, layer_operations, network_operations
+from .equations import Elementwise, elementwise
 from .operations import Model, Nonzeros, multiplications, nonzeros_per_frame, parameters, savings
 from .plateau import Plateau
 from .temperature import step_temperature

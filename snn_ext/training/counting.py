@@ -28,8 +28,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from .. import kernels, sequence
 from ..connection import OneToOne
 from ..kernels.trace import Unsupported
-from .equations import Elementwise, elementwise
 from .energy import E_MAC, Operations
+from .equations import Elementwise, elementwise
 
 Kind = Literal["silent", "binary", "valued"]
 
