@@ -39,7 +39,7 @@ def save(host: Host, every: Sequence[Run], reported: Sequence[Run], out: Path) -
     with matplotlib.rc_context(STYLE):
         figures = {
             "learning_curves": learning_curves(every),
-            "gradient": gradients(every),
+            "gradient": gradients([(task, _gradients_of(every, task)) for task in _tasks(every)]),
             **{f"sample_{task.name}": sample(host, task, reported) for task in _tasks(reported)},
         }
         paths = []
@@ -80,19 +80,26 @@ def learning_curves(every: Sequence[Run]) -> Figure:
     return figure
 
 
-def gradients(every: Sequence[Run]) -> Figure:
+Gradients = Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]
+"""How each line looks (``color``, ``label``, ...), and its gradient norms ``[T]``, ``"initial"`` and ``"trained"``."""
+
+
+def _gradients_of(every: Sequence[Run], task: Task) -> Gradients:
+    runs = [run for run in every if run.task is task]
+    return [(look, run.gradient) for look, run in zip(_looks(runs), runs, strict=True)]
+
+
+def gradients(shown: Sequence[tuple[Task, Gradients]]) -> Figure:
     """The gradient that reaches each time step, before and after training, a row a task."""
-    shown = _tasks(every)
     figure = Figure(figsize=(11, 3.6 * len(shown)), layout="constrained")
     grid = figure.subplots(len(shown), 2, squeeze=False, sharey="row")
-    for row, task in zip(grid, shown, strict=True):
-        runs = [run for run in every if run.task is task]
+    for row, (task, lines) in zip(grid, shown, strict=True):
         for axes, (when, text) in zip(
             row, (("initial", "at the common initial weights"), ("trained", "after training")), strict=True
         ):
             _shade(axes, task, label_height=0.02)
-            for run, look in zip(runs, _looks(runs), strict=True):
-                norm = run.gradient[when].numpy()
+            for look, norms in lines:
+                norm = np.asarray(norms[when])
                 axes.plot(np.arange(1, task.steps + 1), np.where(norm > 0, norm, np.nan), **look)
             # Below, nothing is left to learn from; KLIF would reach 1e-20 and flatten the others.
             axes.set(title=f"{task.title}: {text}", yscale="log", xlim=(1, task.steps), ylim=(1e-10, 3))
@@ -238,6 +245,64 @@ def compare(
         for figure, kind in ((scores, "scores"), (curves, "curves")):
             paths.append(out / f"{name}_{kind}.png")
             figure.savefig(paths[-1])
+    return paths
+
+
+def initial(
+    result: Mapping[str, Any], points: Mapping[tuple[float, float], Sequence[float]], task: Task, out: Path
+) -> list[Path]:
+    """Save the map over initial values, ``initial_map.png``, and the gradients, ``initial_gradient.png``.
+
+    Args:
+        result: of :mod:`benchmarks.accuracy.initial`.
+        points: test accuracies by (beta1, beta2), one a seed.
+        task: of both.
+        out: folder, made if need be.
+
+    Returns:
+        the paths.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    with matplotlib.rc_context(STYLE):
+        if points:
+            axis = sorted({abs(value) for point in points for value in point})
+            axis = [-value for value in reversed(axis)] + axis
+            means = np.full((len(axis), len(axis)), np.nan)
+            figure = Figure(figsize=(6.2, 5.2), layout="constrained")
+            axes = figure.subplots()
+            for (beta1, beta2), tests in points.items():
+                row, column = axis.index(beta2), axis.index(beta1)
+                means[row, column] = statistics.mean(tests)
+                text = f"{means[row, column]:.2f}"
+                if len(tests) > 1:
+                    text += f"\n\u00b1{statistics.stdev(tests):.2f}"
+                dark = means[row, column] < 0.6
+                axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            image = axes.imshow(means, origin="lower", vmin=0, vmax=1, cmap="viridis")
+            middle = len(axis) / 2 - 0.5
+            axes.axvline(middle, color="white", linewidth=3)
+            axes.axhline(middle, color="white", linewidth=3)
+            axes.set_xticks(range(len(axis)), [f"{value:g}" for value in axis])
+            axes.set_yticks(range(len(axis)), [f"{value:g}" for value in axis])
+            axes.set(title=f"LSTM-LIF: {task.title}", xlabel="initial beta1", ylabel="initial beta2")
+            figure.colorbar(image, label="test accuracy, mean of the seeds")
+            paths.append(out / "initial_map.png")
+            figure.savefig(paths[-1])
+        lines = [
+            (
+                {
+                    "color": _MANY[place % len(_MANY)],
+                    "linestyle": ("-", "--", ":")[place // len(_MANY)],
+                    "label": f"{run['model']} ({run['memory']})",
+                },
+                run["gradient"],
+            )
+            for place, run in enumerate(run for run in result["runs"] if "gradient" in run)
+        ]
+        if lines:
+            paths.append(out / "initial_gradient.png")
+            gradients([(task, lines)]).savefig(paths[-1])
     return paths
 
 

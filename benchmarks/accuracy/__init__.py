@@ -9,5 +9,7 @@ EXPERIMENTS: Mapping[str, str] = {
     "memory": "benchmarks.accuracy.memory:run",
     "digits_784": "benchmarks.accuracy.digits:run",
     "fashion": "benchmarks.accuracy.fashion:run",
+    "initial": "benchmarks.accuracy.initial:run",
+    "events": "benchmarks.accuracy.events:run",
 }
 """``module:function`` by the name of ``--experiment``; called with ``(json_path, quick, out, data_path, budget)``."""

@@ -29,7 +29,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -103,13 +103,17 @@ class _SpikingJelly(networks.SpikingJelly):
 HOSTS: Mapping[str, Callable[[str], networks.Parts]] = {"snntorch": _SnnTorch, "spikingjelly": _SpikingJelly}
 
 
-def network(host: str, model: str, section: Mapping[str, Any]) -> networks.Convolutions:
+def network(
+    host: str, model: str, section: Mapping[str, Any], shape: Sequence[int] = (1, 28, 28), classes: int = 10
+) -> networks.Convolutions:
     """The net of a model in a host; with the same seed all have the same weights.
 
     Args:
         host: ``"snntorch"`` or ``"spikingjelly"``.
         model: a name of :data:`MODELS`.
         section: ``channels``, ``features``, ``steps`` and ``tau``.
+        shape: of an image or a frame, ``[C, H, W]``.
+        classes: how many.
     """
     settings = {
         "network.blocks": [[section["channels"]]] * 2,
@@ -118,13 +122,18 @@ def network(host: str, model: str, section: Mapping[str, Any]) -> networks.Convo
         "network.voters": 10,
         "neuron.tau": section["tau"],
     }
-    return networks.Convolutions(HOSTS[host](model), settings, (1, 28, 28), 10, section["steps"])
+    return networks.Convolutions(HOSTS[host](model), settings, shape, classes, section["steps"])
+
+
+def _sequence(x: Tensor) -> Tensor:
+    """Images as they are; frames ``[N, T, C, H, W]`` with time first."""
+    return x if x.dim() == 4 else x.transpose(0, 1)
 
 
 def _accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
     net.eval()
     with torch.no_grad():
-        chosen = torch.cat([net(part).argmax(1) for part in x.split(_EVALUATED)])
+        chosen = torch.cat([net(_sequence(part)).argmax(1) for part in x.split(_EVALUATED)])
     return (chosen == y).float().mean().item()
 
 
@@ -139,7 +148,7 @@ def _firing(net: networks.Convolutions, x: Tensor) -> list[float]:
     ]
     net.eval()
     with torch.no_grad():
-        net(x)
+        net(_sequence(x))
     for hook in hooks:
         hook.remove()
     return found
@@ -160,22 +169,28 @@ def train(
 ) -> dict[str, Any]:
     """One run; an entry of ``runs`` without ``part``.
 
+    Args:
+        parts: by ``"train"``, ``"validation"`` and ``"test"``: images ``[N, C, H, W]`` or frames
+            ``[N, T, C, H, W]``, and their classes ``[N]``.
+        section: of the plan.
+        host, model, rate, seed: what is run.
+
     Raises:
         FloatingPointError: the loss is not a number.
     """
     start = time.process_time()
     torch.manual_seed(seed)
-    net = network(host, model, section)
+    x, y = parts["train"]
+    net = network(host, model, section, x.shape[-3:], int(y.max()) + 1)
     optimizer = torch.optim.Adam(net.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, section["epochs"])
-    x, y = parts["train"]
     order = torch.Generator().manual_seed(seed)
     curve: list[float] = []
     best = copy.deepcopy(net.state_dict())
     for epoch in range(section["epochs"]):
         net.train()
         for chosen in torch.randperm(len(x), generator=order).split(section["batch"]):
-            loss = mse(net(x[chosen]), y[chosen])
+            loss = mse(net(_sequence(x[chosen])), y[chosen])
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch + 1}")
             optimizer.zero_grad()

@@ -9,14 +9,17 @@ it is stands in :data:`MODELS`.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from snn_ext import connection
+from snn_ext import connection, sequence
 from snn_ext.core import surrogate
+from snn_ext.core.neuron import Parameter
+from snn_ext.neurons.lstm_lif import lstm_lif
 
 from ..hosts import require
 
@@ -67,6 +70,30 @@ class Looped(nn.Module):
     def recurrent(self) -> bool:
         """Whether the last spikes are a state."""
         return hasattr(self.neuron, "recurrent")
+
+
+class AnySigns(nn.Module):
+    """LSTM-LIF neurons whose beta1 and beta2 may start with any signs; those stay, the magnitudes are trained.
+
+    ``beta = sign sigmoid(c)``, which in the second quadrant (beta1 < 0 < beta2) is LSTM-LIF itself.
+    """
+
+    signs: Tensor
+
+    def __init__(self, beta1: float, beta2: float) -> None:
+        super().__init__()
+        given = torch.tensor([beta1, beta2])
+        self.register_buffer("signs", given.sign())
+        self.c = nn.Parameter(torch.logit(given.abs()))
+        published = lstm_lif()
+        unbounded = tuple(Parameter(parameter.name) for parameter in published.parameters)
+        self.neuron = dataclasses.replace(published, parameters=unbounded, recipe=None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Spikes ``[T, N, width]`` from a zero state."""
+        beta1, beta2 = self.signs * self.c.sigmoid()
+        values = {"beta1": beta1, "beta2": beta2, "gamma": 0.5, "v_threshold": 1.0, "v_reset": 0.0}
+        return sequence.run(self.neuron, x, values=values, spike=_SPIKE).output
 
 
 class Gated(nn.Module):
@@ -123,6 +150,10 @@ def _klif(inputs: int, width: int, memory: Any) -> nn.Module:
 
 def _two_compartments(name: str) -> Callable[[int, int, Any], nn.Module]:
     return lambda inputs, width, memory: _driven(inputs, width, _ours(name, beta1=memory[0], beta2=memory[1]))
+
+
+def _any_signs(inputs: int, width: int, memory: Any) -> nn.Module:
+    return Driven(inputs, width, AnySigns(*memory), lambda: None)
 
 
 def _gated(recurrent: bool) -> Callable[[int, int, Any], nn.Module]:
@@ -186,6 +217,7 @@ MODELS: Mapping[str, tuple[str, Callable[[int, int, Any], nn.Module], str]] = {
     "PLIF-like": ("snntorch", _plif, f"initial {_DECAY}; learned"),
     "KLIF": ("snntorch", _klif, _DECAY),
     "LSTM-LIF": ("snntorch", _two_compartments("LSTMLIF"), "initial (beta1, beta2); learned"),
+    "LSTM-LIF, any signs": ("torch", _any_signs, "initial (beta1, beta2); magnitudes learned"),
     "TC-LIF": ("snntorch", _two_compartments("TCLIF"), "initial (beta1, beta2); learned"),
     "gated v1": ("snntorch", _gated(False), "initial bias of the gate that keeps"),
     "gated v2": ("snntorch", _gated(True), "initial bias of the gate that keeps"),
