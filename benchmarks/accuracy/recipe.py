@@ -31,6 +31,7 @@ The file of ``--json`` (``OUT/result.json``) holds::
     runs        [{seed, curve, at_best_validation, at_best_test}], see :func:`benchmarks.accuracy.train.fit`
 
 ``OUT/seed_N`` has the checkpoints and logs of a seed. With ``--resume`` what is there goes on, and is not run again.
+``torchrun --nproc-per-node N -m benchmarks accuracy ...`` shares each batch among N processes.
 """
 
 from __future__ import annotations

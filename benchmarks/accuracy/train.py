@@ -14,8 +14,8 @@ the weights of one that was never cut, bit for bit, on one machine with one numb
 
 Several processes (``torchrun --nproc-per-node N -m benchmarks ...``) share every batch: each computes its part,
 gradients are averaged, and counts are added up, so that N processes train as one with the whole batch does, but for
-rounding, dropout, and batch norm on the CPU, whose statistics are those of a part (on CUDA they are synchronised). Only
-the first process writes.
+rounding, dropout, batch norm on the CPU, whose statistics are those of a part (on CUDA they are synchronised, which was
+not run here), and ranges of multi-bit outputs with ``"ema_step"``. Only the first process writes.
 """
 
 from __future__ import annotations
