@@ -174,10 +174,10 @@ def _speed(add: Callable[..., Any]) -> None:
     add(
         "--budget",
         type=float,
-        default=3,
+        default=2,
         metavar="S",
         help="seconds for a column of a case with the most threads and the usual allocator (%(default)s); "
-        "otherwise a third",
+        "otherwise a quarter",
     )
     add("--quick", action="store_true", help="small shapes, two rounds, to see that it runs; no result")
     add("--json", dest="json_path", type=Path, metavar="OUT", help="write the results to this file after each part")

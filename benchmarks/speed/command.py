@@ -49,13 +49,13 @@ and ``figures`` (per condition); where it has any, ``measure_once(settings, run)
 def conditions(settings: Settings, threads: Sequence[int]) -> Iterator[tuple[Settings, str]]:
     """The settings and the allocator of every run.
 
-    The main conditions are the most threads and the usual allocator; the others have a third of the budget.
+    The main conditions are the most threads and the usual allocator; the others have a quarter of the budget.
     """
     for number in threads:
         for allocator in timing.ALLOCATORS:
             main = number == max(threads) and allocator == "default"
             if settings.device == "cpu" or main:
-                budget = settings.budget if main else settings.budget / 3
+                budget = settings.budget if main else settings.budget / 4
                 yield replace(settings, threads=number, budget=budget, main=main), allocator
 
 

@@ -20,8 +20,8 @@ may be that of a spike: products of different shape round differently.
 
 Besides: a layer of ``Linear`` and LIF of the size of Open Neuromorphic's benchmark; one step of a stream of one sample,
 without gradients; and the sweep over the hidden size of FlashRNN's paper, for the layer of
-benchmarks/speed/recurrent.py. The heaviest run under the main conditions only: in them products decide, which no
-allocator changes. The part ``networks`` of a file of results holds::
+benchmarks/speed/recurrent.py. This sweep and the largest layer run under the main conditions only: in them products
+decide, which no allocator changes. The part ``networks`` of a file of results holds::
 
     runs    [{threads, allocator, cases}]
       cases [{title, red, left_out, seconds, ratios, ...}]: as benchmarks/speed/recurrent.py, and for networks
@@ -141,9 +141,7 @@ NETWORKS = (
     Network("Linear and LIF 4096, T 500, N 16", "LIF", 500, 16, (4096, 4096), readout=False, heavy=True, lstm=False),
 )
 SWEEP = tuple((1024, 16, size) for size in (64, 128, 256, 512, 768))
-"""``[T, N, H]`` of FlashRNN's paper."""
-HEAVY = 512
-"""From this hidden size on the sweep runs under the main conditions only."""
+"""``[T, N, H]`` of FlashRNN's paper; under the main conditions only, as the part ``recurrent`` has the others."""
 STREAM = NETWORKS[2]
 
 
@@ -613,10 +611,9 @@ def measure_all(settings: Settings) -> dict[str, Any]:
             cases.append(measure(small(network) if settings.quick else network, settings))
     cases.append(stream(small(STREAM) if settings.quick else STREAM, settings))
     sweep = recurrent.Case("SRC", spans=(1, 8), beside=("nn.LSTM",))
-    for shape in ((20, 2, 8),) if settings.quick else SWEEP:
-        if settings.main or shape[-1] < HEAVY:
-            print(f"  SRC {report.label(shape)}", file=sys.stderr, flush=True)
-            cases.append(recurrent.measure(sweep, shape, settings))
+    for shape in (((20, 2, 8),) if settings.quick else SWEEP) if settings.main else ():
+        print(f"  SRC {report.label(shape)}", file=sys.stderr, flush=True)
+        cases.append(recurrent.measure(sweep, shape, settings))
     return {"cases": cases}
 
 

@@ -63,7 +63,7 @@ class Settings:
     device: str = "cpu"
     threads: int = 1
     rounds: int = 11
-    budget: float = 3.0
+    budget: float = 2.0
     compile_seconds: float = 0.0
     quick: bool = False
     names: Sequence[str] = ()

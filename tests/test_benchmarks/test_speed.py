@@ -437,6 +437,7 @@ def test_every_pair_of_conditions_has_a_process(monkeypatch):
     told = []
 
     def job(part, name, settings, environment):
+        assert settings.budget == (2.0 if settings.main else 0.5)
         told.append((part, name, settings.threads, settings.main, environment.get("MALLOC_MMAP_MAX_")))
         return {"cases": []}
 
@@ -516,7 +517,7 @@ def test_end_to_end(tmp_path, capsys):
     assert command_line.main([*arguments, "--json", str(out), "--out", str(tmp_path / "tables")]) == 0
     written = json.loads(out.read_text())
     assert list(written) == ["quick", "settings", "versions", "machine", "quiet", "parts"] and written["quick"] is True
-    assert written["settings"] == {"backend": "torch", "device": "cpu", "rounds": 2, "budget": 3.0} | {
+    assert written["settings"] == {"backend": "torch", "device": "cpu", "rounds": 2, "budget": 2.0} | {
         "compile_seconds": 0,
         "names": [],
         "shapes": [],
