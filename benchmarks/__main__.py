@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--recipe", metavar="NAME", help="a file of benchmarks/recipes; alone it lists its tasks")
     add("--experiment", metavar="NAME", help="one of benchmarks.accuracy.EXPERIMENTS")
     add = accuracy.add_argument
-    add("--json", dest="json_path", type=Path, metavar="OUT", help="the results (NAME.json; of a recipe OUT/result.json)")
+    add("--json", dest="json_path", type=Path, metavar="OUT", help="the results (NAME.json; a recipe: OUT/result.json)")
     add("--out", type=Path, metavar="FOLDER", help="pictures of an experiment; checkpoints and logs of a recipe")
     add("--data", dest="data_path", type=Path, metavar="PATH", help="where the data set is (the cache)")
     add("--quick", action="store_true", help="very short, to see that it runs; no result")
