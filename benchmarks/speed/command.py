@@ -9,7 +9,7 @@ The file of ``--json`` holds::
     quick     true: small shapes, two rounds; the numbers mean nothing
     settings  {backend, device, threads, rounds, budget, compile_seconds, names, shapes}: as asked; seconds
     versions  {python, snn_ext, torch, numpy, snntorch, spikingjelly, compiler}
-    machine   {system, processor, cores, last_level_cache, memory}
+    machine   {system, processor, cores, last_level_cache, memory}; on cuda also gpu
     quiet     {before, after}: {load_average, pressure_avg10_percent}, before the first part and after the last
     parts     {name: {runs: [{threads, allocator, ...}], ...}}: see the module of the part
 
@@ -26,6 +26,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import torch
 
 from snn_ext import sequence
 
@@ -82,12 +84,14 @@ def opened(path: Path | None, settings: Settings, threads: Sequence[int]) -> dic
         ResultsError: the file holds other settings, versions or another machine, or is none.
     """
     asked = {name: value for name, value in asdict(settings).items() if name not in ("threads", "main", "quick")}
-    about = {
+    about: dict[str, Any] = {
         "quick": settings.quick,
         "settings": asked | {"threads": list(threads)},
         "versions": machine.versions(),
         "machine": machine.machine(),
     }
+    if settings.device == "cuda":
+        about["machine"]["gpu"] = torch.cuda.get_device_name()
     about = json.loads(json.dumps(about))
     if path is None or not path.is_file():
         return {**about, "quiet": {"before": machine.quiet()}, "parts": {}}

@@ -37,6 +37,8 @@ def header(result: Mapping[str, Any]) -> Iterator[str]:
     system = result["machine"]
     yield ", ".join(f"{name} {value}" for name, value in result["versions"].items())
     yield f"{system['processor']}, {system['cores']} cores, last-level cache {system['last_level_cache']} bytes"
+    if "gpu" in system:
+        yield system["gpu"]
     for when, state in result["quiet"].items():
         yield f"machine {when}: load {state['load_average']:.2f}, work waited {state['pressure_avg10_percent']} %"
 
