@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 from test_benchmarks import generated
@@ -21,6 +22,7 @@ from benchmarks.accuracy import (
     trial,
 )
 from benchmarks.data import handwritten
+from benchmarks.data.events import read_bin
 from snn_ext import sequence
 from snn_ext.core import surrogate
 from snn_ext.neurons import lstm_lif
@@ -262,9 +264,10 @@ def quickly(name, tmp_path, *arguments, draw=True):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Three models in place of all."""
-    group = PLAN["memory"]["groups"][0]
-    section = {**PLAN["memory"], "groups": [{**group, "models": ["LIF", "LSTM", "snnTorch Leaky"]}]}
+    """Three models in place of all, and the shortest task."""
+    family = {"search": "cue_recall_50", "tasks": ["cue_recall_50"]}
+    group = {"models": ["LIF", "LSTM", "snnTorch Leaky"], "families": [family]}
+    section = {**PLAN["memory"], "groups": [group]}
     monkeypatch.setattr(experiment, "plan", lambda: {**PLAN, "memory": section})
 
 
@@ -272,7 +275,7 @@ def test_memory_runs_and_resumes_to_the_same_numbers(few, tmp_path, capsys):
     result, drawn = quickly("memory", tmp_path)
     assert [run["model"] for run in result["runs"]] == ["LIF", "LSTM", "snnTorch Leaky"]
     assert drawn == {"memory_curves.png", "memory_scores.png"}
-    assert all(run["task"] == "cue_recall_100" and len(run["curve"]) == 2 for run in result["runs"])
+    assert all(run["task"] == "cue_recall_50" and len(run["curve"]) == 2 for run in result["runs"])
     printed = capsys.readouterr().out
     assert all(f"| {model} |" in printed for model in ("LIF", "LSTM", "snnTorch Leaky")) and "0 of the plan" in printed
     lost = result["runs"].pop(1)
@@ -324,3 +327,8 @@ def test_events_are_read_as_they_were_generated_and_trained_in_both_hosts(tmp_pa
         (host, model) for host in fashion.HOSTS for model in ("LIF", "KLIF")
     ]
     assert "failed" not in str(result["runs"]) and "without a claim" in capsys.readouterr().out
+    events.generate(tmp_path / "files", samples=2)
+    found = read_bin(tmp_path / "files" / "Train" / "0" / "00001.bin")
+    assert len(found) == 2000 and (np.diff(found["t"]) >= 0).all() and 290_000 < found["t"].max() < 300_000
+    assert 0.4 < found["p"].mean() < 0.6 and np.corrcoef(found["t"], found["x"])[0, 1] > 0.9
+    assert abs(np.corrcoef(found["t"], found["y"])[0, 1]) < 0.1  # class 0 moves along a row
