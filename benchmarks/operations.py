@@ -11,8 +11,10 @@ Four tables, each with what it is made of:
 
 The last is a measurement of rates, not of accuracy: real digits, row by row, as means of 2 x 2 pixels (196 steps; what
 a step costs does not depend on their number), one epoch of 110 updates, one learning rate and one seed for every model,
-nothing searched. Rates change with training; ``test`` says how far it went. KLIF, SRC and ASRC have no published
-energy: their papers' bodies could not be read. LSTM and GRU are counted untrained, as all their products are dense.
+nothing searched. Rates change with training; ``test`` says how far it went: a net at chance (0.10) may be nearly
+silent, and what it then costs says nothing of its model (here gated v2). KLIF, SRC and ASRC have no published energy:
+their papers' bodies could not be read. LSTM and GRU are counted untrained, as all their products are dense, and without
+what their gates compute element by element, which their formula has (17 n).
 
 Energies are of arithmetic alone, in 45 nm CMOS (see :mod:`snn_ext.training.energy`), of one step and one sample.
 
@@ -447,8 +449,10 @@ def picture(result: Mapping[str, Any], path: Path) -> None:
     for place, energy in enumerate(energies):
         text = f"{energy:.0f}" if energy >= 100 else f"{energy:.1f}"
         right.annotate(text, (place, energy), ha="center", va="bottom", fontsize=8)
-    right.set_xticks(range(len(runs)), [run["model"] for run in runs], rotation=90)
-    right.set_title(f"counted as they run, after {result['settings']['updates']} updates (LSTM, GRU untrained)")
+    tests = [f"{run['test']:.2f}" if run["updates"] else "untrained" for run in runs]
+    labels = [f"{run['model']} ({test})" for run, test in zip(runs, tests, strict=True)]
+    right.set_xticks(range(len(runs)), labels, rotation=90)
+    right.set_title(f"counted as they run, after {result['settings']['updates']} updates (in brackets: test accuracy)")
     right.legend(fontsize=8, loc="upper right")
     left.set_yscale("log")
     left.set_ylim(1, 2e4)

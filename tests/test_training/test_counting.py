@@ -88,6 +88,24 @@ def test_convolution(options):
     assert one.dense == size[1:].numel() * 4 * 9 / module.groups
 
 
+def test_a_weight_that_is_gone_names_nothing():
+    """Where something made of a weight lay, an activity may lie next; it is no weight then."""
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Parameter(torch.rand(64, 64))
+
+        def forward(self, x):
+            self.a + self.a
+            y = x.flatten(0, 1) + 1
+            return (y @ y) @ self.a
+
+    counted = count(Net(), torch.ones(8, 8, 64))
+    assert [one.number for one in counted.products] == [64 * 64]
+    assert counted.uncounted == {"Net": "arithmetic that is not counted: add, mm without a weight"}
+
+
 def test_convolutions_of_other_kinds():
     x = spikes(2, 5)
 
