@@ -13,6 +13,7 @@ from benchmarks.accuracy import (
     EXPERIMENTS,
     comparison,
     digits,
+    events,
     experiment,
     fashion,
     initial,
