@@ -148,6 +148,15 @@ def test_a_net_starts_afresh_is_trained_and_is_as_large_as_may_be(model):
     assert norms and all(norm.isfinite() for norm in norms) and any(norm > 0 for norm in norms)
 
 
+@pytest.mark.parametrize("parameters", [700, 1500, 4500, 44800])
+def test_the_largest_width_is_found(parameters):
+    size = models.width("LSTM", 0.0, 3, 2, parameters)
+    fits, larger = (models.Net("LSTM", 0.0, 3, width, 2).parameters_trained for width in (size, size + 2))
+    assert fits <= parameters < larger
+    with pytest.raises(ValueError, match="no net of width 2 has as few as 20 parameters"):
+        models.width("LSTM", 0.0, 3, 2, 20)
+
+
 def test_any_signs_is_lstm_lif_in_the_second_quadrant():
     torch.manual_seed(0)
     x = torch.randn(40, 8, 16)
