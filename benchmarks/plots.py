@@ -95,7 +95,7 @@ def gradients(shown: Sequence[tuple[Task, Gradients]]) -> Figure:
     grid = figure.subplots(len(shown), 2, squeeze=False, sharey="row")
     for row, (task, lines) in zip(grid, shown, strict=True):
         for axes, (when, text) in zip(
-            row, (("initial", "at the common initial weights"), ("trained", "after training")), strict=True
+            row, (("initial", "at the initial weights"), ("trained", "after training")), strict=True
         ):
             _shade(axes, task, label_height=0.02)
             for look, norms in lines:
@@ -209,7 +209,7 @@ def compare(
     rows = -(-len(shown) // columns)
     with matplotlib.rc_context(STYLE):
         scores = Figure(figsize=(4 * columns + 1.5, (0.24 * len(names) + 0.9) * rows), layout="constrained")
-        curves = Figure(figsize=(4.4 * columns, 3.2 * rows + 1.2), layout="constrained")
+        curves = Figure(figsize=(max(7.5, 4.4 * columns), 3.2 * rows + 1.2), layout="constrained")
         grids = [figure.subplots(rows, columns, squeeze=False) for figure in (scores, curves)]
         for of_scores, of_curves, task in zip(*(grid.flat for grid in grids), shown, strict=False):
             about = result["tasks"][task]
