@@ -167,7 +167,7 @@ def run(
         BackendUnavailable: ``device="cuda"`` without what it needs.
         Missing: ``out`` without matplotlib.
     """
-    parts = list(parts or PARTS)
+    parts = [name for name in PARTS if name in (parts or PARTS)]
     asked = report.targets(targets)
     if out is not None:
         require("matplotlib", "bench")
