@@ -1,4 +1,4 @@
-"""The demo's pictures."""
+"""The pictures of the demo and of the experiments."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def _shade(axes: Any, task: Task, label_height: float | None) -> None:
     """Mark the steps that carry the class, and those that are read out."""
     for first, last, colour, text in (
         (0.5, task.heard + 0.5, "#56B4E9", "class shown"),
-        (task.steps - STEPS_READ + 0.5, task.steps + 0.5, "#F0E442", "read out"),
+        (task.steps - task.read + 0.5, task.steps + 0.5, "#F0E442", "read out"),
     ):
         axes.axvspan(first, last, color=colour, alpha=0.18, linewidth=0)
         if label_height is not None:

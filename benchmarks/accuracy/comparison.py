@@ -22,8 +22,6 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .. import machine
 from ..hosts import require
 from . import experiment, trial
@@ -55,15 +53,17 @@ def wanted(settings: Mapping[str, Any], runs: Runs) -> Iterator[dict[str, Any]]:
 
 def reported(settings: Mapping[str, Any], runs: Runs, task: str, model: str) -> list[Mapping[str, Any]]:
     """The runs of a model on a task that count, one a seed; failed ones are left out."""
-    searched = any(
-        task == family["search"]
+    search = next(
+        family["search"]
         for group in settings["groups"]
         if model in group["models"]
         for family in group["families"]
+        if task in family["tasks"]
     )
-    if searched:
+    if task == search:
         return experiment.reported(runs, task=task, model=model)
-    return [run for run in experiment.matching(runs, task=task, model=model, part="seeds") if "failed" not in run]
+    chosen = experiment.best(runs, task=search, model=model)
+    return [] if chosen is None else experiment.other_seeds(runs, chosen, task=task, model=model)
 
 
 def targets(settings: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -161,13 +161,9 @@ def run(
             result["tasks"][task] = {**experiment.about(made), **about}
         return {"task": task, **trial.train(tasks[task], parameters=settings["parameters"], **of)}
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        hours = settings["hours"] if budget is None else budget
+    hours = settings["hours"] if budget is None else budget
+    with experiment.one_thread():
         experiment.complete(path, result, KEY, lambda runs: wanted(settings, runs), train, hours)
-    finally:
-        torch.set_num_threads(threads)
     print(*table(result), sep="\n")
     if out is not None:
         from .. import plots

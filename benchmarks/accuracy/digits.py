@@ -13,9 +13,11 @@ import dataclasses
 import math
 from pathlib import Path
 
+import torch
+
 from ..data import handwritten
 from . import comparison, experiment, skip
-from .tasks import Task
+from .tasks import Batch, Task
 
 
 def task(name: str, images: handwritten.Images, quick: bool = False) -> Task:
@@ -31,8 +33,14 @@ def task(name: str, images: handwritten.Images, quick: bool = False) -> Task:
     made = skip.permuted_digits(images, quick, side, permuted=order == "permuted")
     section = experiment.plan()["digits_784"]
     epochs = section["search_epochs" if name == _searched() else "epochs"]
+    # Its images lie in the order of their classes, and firing is measured on the first of them.
+    shuffled = torch.randperm(len(made.test.y), generator=torch.Generator().manual_seed(0))
     return dataclasses.replace(
-        made, name=name, updates=made.every * (1 if quick else epochs), every=made.every // 2 or 1
+        made,
+        name=name,
+        updates=made.every * (1 if quick else epochs),
+        every=made.every // 2 or 1,
+        test=Batch(made.test.x[:, shuffled], made.test.y[shuffled]),
     )
 
 

@@ -12,9 +12,12 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from .. import machine
 from .tasks import Task
@@ -50,6 +53,17 @@ def opened(path: Path, settings: Mapping[str, Any], head: Callable[[], Mapping[s
         print(f"error: {path} was made with other settings; name another file")
         return None
     return {**head(), "settings": settings, "versions": machine.versions(), "runs": []}
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Within it torch computes with one thread: the number of threads would change the order of sums."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def complete(
@@ -126,10 +140,15 @@ def best(runs: Runs, **same: Any) -> Mapping[str, Any] | None:
 
 
 def reported(runs: Runs, **same: Any) -> list[Mapping[str, Any]]:
-    """The runs that count: of the search the best, and those with the other seeds; failed ones are left out."""
+    """The runs that count: of the search the best, and with its settings the other seeds; failed ones are left out."""
     chosen = best(runs, **same)
-    others = [run for run in matching(runs, **same, part="seeds") if "failed" not in run]
-    return [] if chosen is None else [chosen, *others]
+    return [] if chosen is None else [chosen, *other_seeds(runs, chosen, **same)]
+
+
+def other_seeds(runs: Runs, chosen: Mapping[str, Any], **same: Any) -> list[Mapping[str, Any]]:
+    """The runs over seeds that have the settings of the one that was chosen; failed ones are left out."""
+    settings = {name: chosen[name] for name in ("rate", "memory") if name in chosen}
+    return [run for run in matching(runs, **{**same, **settings}, part="seeds") if "failed" not in run]
 
 
 def matching(runs: Runs, **same: Any) -> list[Mapping[str, Any]]:

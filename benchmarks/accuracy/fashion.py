@@ -19,7 +19,7 @@ The file of ``--json`` holds::
     versions, machine
     runs      [{host, model, rate, seed, part, parameters, curve, validation, test, k, firing, weights, seconds}]
       part     "search", "seeds" or "host"
-      k        of every layer after training; empty where there is none
+      k        of every layer of the net that is tested; empty where there is none
       firing   of every layer of neurons, on the first 500 test images
       weights  sha256 of all trained weights after the last update but k and w: equal ones are equal bit for bit
 """
@@ -30,7 +30,7 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -292,20 +292,16 @@ def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, 
     def parts() -> Mapping[str, tuple[Tensor, Tensor]]:
         return {name: part.batch(range(min(len(part), 40)) if quick else None) for name, part in held.items()}
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        hours = settings["hours"] if budget is None else budget
+    hours = settings["hours"] if budget is None else budget
+    with experiment.one_thread():
         experiment.complete(
             json_path,
             result,
             KEY,
             lambda runs: wanted(section, runs),
-            lambda **of: partial(train, parts(), section)(**of),
+            lambda **of: train(parts(), section, **of),
             hours,
         )
-    finally:
-        torch.set_num_threads(threads)
     print(*table(result), sep="\n")
     if out is not None:
         from .. import plots

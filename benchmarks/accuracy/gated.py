@@ -310,7 +310,8 @@ def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, 
     if result is None:
         return 1
     make = partial(train, task, epochs=settings["epochs"])
-    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick), make, budget)
+    hours = experiment.plan()["hours"]["gated"] if budget is None else budget
+    experiment.complete(json_path, result, _KEY, lambda runs: _wanted(runs, quick), make, hours)
     print(*table(result), sep="\n")
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -7,8 +7,8 @@ kept a quadrant while it trained is not known; here the signs stay and the magni
 (:class:`benchmarks.accuracy.models.AnySigns`). Every point has the same search: two rates on validation data with
 seed 0, then the other seeds.
 
-On the same task the norm of ``dL/dx[t]`` over t, of 64 validation sequences, before and after training, for LSTM-LIF
-and the models it is compared to: one seed, one rate, the memories of ``plan.json``, nothing searched.
+On the same task the norm of ``dL/dx[t]`` over t, of 64 validation sequences of all classes, before and after training,
+for LSTM-LIF and the models it is compared to: one seed, one rate, the memories of ``plan.json``, nothing searched.
 
 The file of ``--json`` holds::
 
@@ -67,7 +67,9 @@ def train(task: Task, section: Mapping[str, Any], model: str, **of: Any) -> dict
     if model == MODEL:
         return trial.train(task, model, parameters=section["parameters"], **of)
     gradient: dict[str, list[float]] = {}
-    probe = Batch(task.validation.x[:, :_PROBE], task.validation.y[:_PROBE])
+    # They lie in the order of their classes: take some of each.
+    chosen = torch.linspace(0, len(task.validation.y) - 1, _PROBE).long()
+    probe = Batch(task.validation.x[:, chosen], task.validation.y[chosen])
 
     def look(net: nn.Module, when: str) -> None:
         found = trial.gradient_per_step(net, task, probe)
@@ -130,10 +132,8 @@ def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, 
     result = experiment.opened(json_path, settings, lambda: {"task": about, "machine": machine.machine()})
     if result is None:
         return 1
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        hours = settings["hours"] if budget is None else budget
+    hours = settings["hours"] if budget is None else budget
+    with experiment.one_thread():
         experiment.complete(
             json_path,
             result,
@@ -142,8 +142,6 @@ def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, 
             lambda **of: train(task, section, **of),
             hours,
         )
-    finally:
-        torch.set_num_threads(threads)
     print(*table(result), sep="\n")
     if out is not None:
         from .. import plots

@@ -2,9 +2,9 @@
 
 Every net is :data:`LAYERS` layers of equal width and a linear readout of every step. What differs is the layer: input
 weights, then neurons, from a zero state. All binary neurons have the same surrogate (triangle of width 1), threshold 1
-and soft reset inside the graph; the gated ones are as released (32 levels, dead zone 3, batch norm), the recurrent
-ones have W all to all. The *memory* of a model is the one setting of its own that an experiment searches over; what
-it is stands in :data:`MODELS`.
+and soft reset, inside the graph but for snnTorch's own, which detach it; the gated ones are as released (32 levels,
+dead zone 3, batch norm), the recurrent ones have W all to all. The *memory* of a model is the one setting of its own
+that an experiment searches over; what it is stands in :data:`MODELS`.
 """
 
 from __future__ import annotations
@@ -190,24 +190,20 @@ def _snntorch(name: str) -> Callable[[int, int, Any], nn.Module]:
     def make(inputs: int, width: int, memory: Any) -> nn.Module:
         import snntorch
 
-        settings: dict[str, Any] = {"Synaptic": {"alpha": memory, "beta": memory}}.get(name, {"beta": memory})
-        if name == "RLeaky":
-            settings["linear_features"] = width
-        neuron = getattr(snntorch, name)(spike_grad=_SPIKE, reset_mechanism="subtract", **settings)
+        settings = {"linear_features": width} if name == "RLeaky" else {}
+        neuron = getattr(snntorch, name)(memory, spike_grad=_SPIKE, reset_mechanism="subtract", **settings)
         return Driven(inputs, width, Looped(neuron), lambda: None)
 
     return make
 
 
-def _spikingjelly(name: str) -> Callable[[int, int, Any], nn.Module]:
-    def make(inputs: int, width: int, memory: Any) -> nn.Module:
-        from spikingjelly.activation_based import neuron
+def _parametric_lif_node(inputs: int, width: int, memory: Any) -> nn.Module:
+    from spikingjelly.activation_based import neuron
 
-        tau = {"init_tau" if name == "ParametricLIFNode" else "tau": 1 / (1 - memory)}
-        node = getattr(neuron, name)(decay_input=False, v_reset=None, surrogate_function=_SPIKE, step_mode="m", **tau)
-        return Driven(inputs, width, node, node.reset)
-
-    return make
+    node = neuron.ParametricLIFNode(
+        init_tau=1 / (1 - memory), decay_input=False, v_reset=None, surrogate_function=_SPIKE, step_mode="m"
+    )
+    return Driven(inputs, width, node, node.reset)
 
 
 _DECAY = "beta, what is left of the membrane after a step"
@@ -226,15 +222,8 @@ MODELS: Mapping[str, tuple[str, Callable[[int, int, Any], nn.Module], str]] = {
     "LSTM": ("torch", _analogue(nn.LSTM), "initial bias of the forget gate"),
     "GRU": ("torch", _analogue(nn.GRU), "initial bias of the update gate"),
     "snnTorch Leaky": ("snntorch", _snntorch("Leaky"), _DECAY),
-    "snnTorch Synaptic": ("snntorch", _snntorch("Synaptic"), "alpha and beta, equal"),
     "snnTorch RLeaky": ("snntorch", _snntorch("RLeaky"), _DECAY),
-    "SpikingJelly LIFNode": ("spikingjelly", _spikingjelly("LIFNode"), _DECAY),
-    "SpikingJelly ParametricLIFNode": (
-        "spikingjelly",
-        _spikingjelly("ParametricLIFNode"),
-        f"initial {_DECAY}; learned",
-    ),
-    "SpikingJelly KLIFNode": ("spikingjelly", _spikingjelly("KLIFNode"), _DECAY),
+    "SpikingJelly ParametricLIFNode": ("spikingjelly", _parametric_lif_node, f"initial {_DECAY}; learned"),
 }
 
 

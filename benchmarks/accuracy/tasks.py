@@ -78,7 +78,7 @@ class Task:
 
     @property
     def chance(self) -> float:
-        """Score of a guess: validation and test parts hold every class equally often; 0 for a number."""
+        """Score of a guess, as every class is equally frequent or likely; of the mean, 0, where a number is said."""
         return 0.0 if self.objective == "value" else 1 / self.classes
 
     @property

@@ -59,10 +59,16 @@ def score(net: nn.Module, task: Task, part: Batch) -> float:
 
 
 def gradient_per_step(net: nn.Module, task: Task, batch: Batch) -> Tensor:
-    """How much of the loss reaches each time step: the norm of ``dL/dx[t]``, ``[T]``, in training mode."""
+    """How much of the loss reaches each time step: the norm of ``dL/dx[t]``, ``[T]``, in training mode.
+
+    Running statistics, which that mode moves, are put back.
+    """
+    before = copy.deepcopy(net.state_dict())
     net.train()
     x = batch.x.clone().requires_grad_()
-    return torch.autograd.grad(loss(task, net(x, task.read), batch.y), x)[0].flatten(1).norm(dim=1)
+    gradient = torch.autograd.grad(loss(task, net(x, task.read), batch.y), x)[0]
+    net.load_state_dict(before)
+    return gradient.flatten(1).norm(dim=1)
 
 
 def train(

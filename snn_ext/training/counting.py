@@ -107,7 +107,7 @@ class Count:
 
     @property
     def nanojoules(self) -> float:
-        """Energy of a time step and sample in nJ, of products and neurons."""
+        """Energy of a time step and sample in nJ, of products and neurons; divisions and functions have no price."""
         return self.operations.nanojoules + sum(one.nanojoules for one in self.neurons)
 
     @property

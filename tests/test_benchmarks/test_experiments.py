@@ -80,10 +80,15 @@ def test_what_is_chosen_is_chosen_on_validation_data():
         {**run, "rate": 3, "memory": 0.8, "failed": "ValueError: no"},
         {**run, "rate": 1, "memory": 0.8, "validation": 0.1, "test": 0.2, "part": "seeds", "seed": 1},
         {**run, "rate": 1, "memory": 0.8, "failed": "ValueError: no", "part": "seeds", "seed": 2},
+        # From when another was the best.
+        {**run, "rate": 2, "memory": 0.8, "validation": 0.1, "test": 0.7, "part": "seeds", "seed": 1},
     ]
     assert experiment.best(runs, model="LIF")["rate"] == 1
     kept = comparison.reported(settings_of("memory"), runs, "copy_100", "LIF")
     assert [one["test"] for one in kept] == [0.1, 0.2]
+    elsewhere = [{**one, "task": "cue_recall_100" if one["part"] == "search" else "cue_recall_50"} for one in runs]
+    kept = comparison.reported(settings_of("memory"), elsewhere, "cue_recall_50", "LIF")
+    assert [one["test"] for one in kept] == [0.2]
     assert experiment.best(runs[2:3], model="LIF") is None and experiment.reported(runs[2:], model="LIF") == []
     assert list(experiment.failures(runs, ("rate", "seed"))) == [
         "failed: rate 3, seed 0: ValueError: no",
@@ -124,7 +129,7 @@ def test_spread_and_what_still_rose():
 
 
 def memory_of(model):
-    return [-0.2, 0.2] if model == "LSTM-LIF, any signs" else PLAN["memories"].get(model, [0.8])[0]
+    return [-0.2, 0.2] if model == "LSTM-LIF, any signs" else PLAN["memories"][model][0]
 
 
 @pytest.mark.parametrize("model", models.MODELS)
@@ -233,6 +238,7 @@ def test_sequential_digits_are_the_permuted_ones_in_order(images_package):
         digits.task(f"{order}_digits_784", images, quick=True) for order in ("permuted", "sequential")
     )
     assert permuted.read == permuted.steps == 49 and permuted.every < permuted.updates
+    assert len(permuted.test.y[:20].unique()) > 5  # of 40, not in the order of their classes
     order = digits.skip.permutation(49)
     assert torch.equal(sequential.test.x[order], permuted.test.x) and torch.equal(sequential.test.y, permuted.test.y)
 
@@ -259,6 +265,14 @@ def test_a_run_tests_the_best_point_and_leaves_out_what_is_not_finite(monkeypatc
     monkeypatch.setattr(trial, "score", lambda *_: 0.0)
     with pytest.raises(FloatingPointError, match="none of the 3 updates had a finite gradient"):
         trial.train(longer, "LIF", 0.9, 0.01, 0, 200)
+
+
+def test_the_gradient_over_time_leaves_the_net_as_it_was():
+    task, net = tasks.cue_recall(quick=True), models.Net("gated v1", 2.0, 3, 4, 2)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    norms = trial.gradient_per_step(net, task, task.validation)
+    assert norms.shape == (50,) and norms.max() > 0
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 # ---------------------------------------------------------------- commands
