@@ -269,8 +269,8 @@ def load(name: str, root: Path | None = None, check: bool = True, **options: Any
     Args:
         name: a key of :data:`SETS`.
         root: the folder of its files; None: the one in the user's cache.
-        check: compare checksums and counts with the published ones. False takes what is there, for a smaller or
-            a changed copy, and the set's ``note`` says so.
+        check: compare checksums and counts with the published ones; of an archive that was unpacked before only the
+            counts. False takes what is there, for a smaller or a changed copy, and the set's ``note`` says so.
         options: of this set (``SETS[name].options``; what they mean is said at its loader).
 
     Raises:

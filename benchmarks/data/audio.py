@@ -122,6 +122,7 @@ def shd(root: Path, check: bool, *, steps: int = 250, units: int = 700) -> Parts
     train, validation, said = sets.hold_out(_spikes(root / SHD[0].unpacked, 8156, 20, check, steps, units))
     test = _spikes(root / SHD[1].unpacked, 2264, 20, check, steps, units)
     sizes = "TC-LIF's paper has 8332 and 2088 recordings, the files 8156 and 2264"
+    said += "; it shares speakers with the training part"
     return Parts(train, validation, test, f"{said}; {_binning(steps, units)}; {sizes}; {sets.ON_TEST}")
 
 

@@ -12,7 +12,6 @@ KLIF used is not known: the defaults are the T of its published results, and int
 from __future__ import annotations
 
 import csv
-import os
 import re
 import tempfile
 from collections.abc import Callable
@@ -24,7 +23,7 @@ import numpy as np
 
 from . import sets
 from .fetch import DataError
-from .files import File
+from .files import File, keep_first
 from .sets import Parts, Samples
 
 EVENT = np.dtype([("t", "<i8"), ("x", "<u2"), ("y", "<u2"), ("p", "u1")])
@@ -205,6 +204,7 @@ def _classes(folder: Path, names: list[str], pattern: str) -> tuple[list[Path], 
     return paths, np.array(labels)
 
 
+# md5s: SpikingJelly 2.0.0, datasets/n_mnist.py.
 NMNIST = (
     File("Train.zip", "md5:20959b8e626244a1b502305a9e6e2031", unpacked="Train"),
     File("Test.zip", "md5:69ca8762b2fe404d9b9bad1103e97832", unpacked="Test"),
@@ -273,6 +273,7 @@ def cifar10dvs(root: Path, check: bool, *, frames: int = 15, split_by: str = "nu
     )
 
 
+# Address and md5: SpikingJelly 2.0.0, datasets/dvs128_gesture.py.
 GESTURE_URL = "https://ibm.ent.box.com/s/3hiq58ww1pbbjrinh367ykfdf60xsfm8/folder/50167556794"
 DVS128GESTURE = (File("DvsGesture.tar.gz", "md5:8a5c71fb11e24e5ca5b11866ca6c00a1", unpacked="DvsGesture"),)
 _CUT = "snn_ext_events"
@@ -298,7 +299,8 @@ def dvs128gesture(root: Path, check: bool, *, frames: int = 12, split_by: str = 
 
     # 1176 and 288: SpikingJelly 2.0.0, which cuts by the same lists.
     train, validation, held_out = sets.hold_out(part("train", "trials_to_train.txt", 1176))
-    return Parts(train, validation, part("test", "trials_to_test.txt", 288), f"{held_out}; {said}")
+    shared = "it shares people and recordings with the training part"
+    return Parts(train, validation, part("test", "trials_to_test.txt", 288), f"{held_out}; {shared}; {said}")
 
 
 def _read_cut(path: Path) -> np.ndarray:
@@ -326,7 +328,7 @@ def _cut_recordings(home: Path, trials: Path, folder: Path) -> None:
                     cut = events[(events["t"] >= start) & (events["t"] < end)]
                     # The tables count gestures from 1.
                     np.save(Path(made) / "cut" / f"{recording}_{number:02}_{label - 1}.npy", cut)
-            os.replace(Path(made) / "cut", folder)
+            keep_first(Path(made) / "cut", folder)
     except OSError as error:
         raise DataError(f"{trials} could not be cut into gestures: {error}") from error
 

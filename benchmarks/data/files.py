@@ -51,8 +51,8 @@ class File:
 
     @property
     def names(self) -> list[str]:
-        """Under which it is looked for: unpacked, as it is had, without its ``.gz``."""
-        plain = [self.name.removesuffix(".gz")] if self.name.endswith(".gz") and not self.unpacked else []
+        """Under which it is looked for: unpacked, as it is had, without its ``.gz`` if that can be checked."""
+        plain = [self.name.removesuffix(".gz")] if self.content else []
         return [*([self.unpacked] if self.unpacked else []), self.name, *plain]
 
     def there(self, root: Path) -> Path | None:
@@ -99,7 +99,8 @@ class File:
 
 def _another(path: Path, found: str, expected: str) -> DataError:
     return DataError(
-        f"{path} is not the expected file and was not used: its checksum is\n    {found}, expected\n    {expected}"
+        f"{path} is not the expected file and was not used; remove it and fetch it again. Its checksum is\n"
+        f"    {found}, expected\n    {expected}"
     )
 
 
@@ -209,9 +210,18 @@ def unpack(file: File, root: Path, check: bool = True) -> None:
             if not (Path(made) / file.unpacked).exists():
                 raise DataError(f"{path} has no {file.unpacked} in it; it is another archive. Fetch it again")
             (root / file.unpacked).parent.mkdir(parents=True, exist_ok=True)
-            os.replace(Path(made) / file.unpacked, root / file.unpacked)
+            keep_first(Path(made) / file.unpacked, root / file.unpacked)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise DataError(f"{path} could not be unpacked: {error}. Fetch it again, or unpack it by hand") from error
+
+
+def keep_first(made: Path, place: Path) -> None:
+    """Move what is made to its place, whole, unless another process of the same training was there first."""
+    try:
+        os.replace(made, place)
+    except OSError:
+        if not place.exists():
+            raise
 
 
 def run(command: Sequence[str], folder: Path, by_hand: str) -> None:

@@ -138,7 +138,8 @@ def _idx(entry_files: tuple[File, ...], root: Path, check: bool, form: str, perm
     return Parts(train, validation, part("t10k"), f"{said}; pixels / 255{order}{noted}")
 
 
-# MNIST: the md5s of the files as they are served, from torchvision 0.28 (datasets/mnist.py).
+# MNIST: the md5s of the files as they are served, from torchvision 0.28 (datasets/mnist.py); those of what they hold
+# are in many public repositories, alike in all that were looked at.
 MNIST = _idx_files(
     {
         "train-images-idx3-ubyte": "md5:f68b3c2dcbeaaa9fbdd348bbdeb94873",
@@ -146,7 +147,12 @@ MNIST = _idx_files(
         "t10k-images-idx3-ubyte": "md5:9fb629c4189551a2d022fa330f9573f3",
         "t10k-labels-idx1-ubyte": "md5:ec29112dd5afa0611ce80d1b7f02629c",
     },
-    {},
+    {
+        "train-images-idx3-ubyte": "md5:6bbc9ace898e44ae57da46a324031adb",
+        "train-labels-idx1-ubyte": "md5:a25bea736e30d166cdddb491f175f624",
+        "t10k-images-idx3-ubyte": "md5:2646ac647ad5339dbf082846283269ea",
+        "t10k-labels-idx1-ubyte": "md5:27ae3e4e09519cfbb04c329615203637",
+    },
     "https://ossci-datasets.s3.amazonaws.com/mnist/",
 )
 # Fashion-MNIST: Debian compressed the files anew, so what they hold is checked.
@@ -184,6 +190,7 @@ def get_fashion(root: Path) -> None:
     )
 
 
+# md5: the set's page.
 CIFAR10 = (
     File(
         "cifar-10-binary.tar.gz",

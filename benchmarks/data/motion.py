@@ -53,16 +53,15 @@ def watch(root: Path, check: bool, *, steps: int = 200) -> Parts:
         series, labels, people = [np.asarray(x, np.float64) for x in found["X"]], found["y"], found["subject"]
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{path}: expected X, y and subject, found another form: {error}") from error
+    if steps > (shortest := min(map(len, series))):
+        raise DataError(f"option steps: expected at most {shortest}, the shortest recording; found {steps}")
     at = [
         (recording, start)
         for recording, x in enumerate(series)
         for start in range(0, len(x) - steps + 1, max(1, steps // 2))
     ]
     of = np.array([recording for recording, _ in at], np.int64)
-    trained = [x for x, person in zip(series, people) if person in _TRAINED]
-    if not at or not trained:
-        raise DataError(f"option steps: no recording has {steps} samples; the shortest has {min(map(len, series))}")
-    every = np.concatenate(trained)
+    every = np.concatenate([x for x, person in zip(series, people) if person in _TRAINED])
     whole = sets.samples(Windows(series, at, steps, every.mean(0), every.std(0)), labels[of])
 
     def part(chosen: np.ndarray) -> Samples:

@@ -222,8 +222,7 @@ def hold_out(train: Samples) -> tuple[Samples, Samples, str]:
     """Training part, validation part (a tenth of each class), and the sentence that says so."""
     validation, rest = stratified(train.labels, (10,))
     said = (
-        f"validation is 1/10 of every class of the published training part (split seed {SPLIT_SEED}), which the "
-        "papers train on"
+        f"validation is 1/10 of every class of the training part (split seed {SPLIT_SEED}), which the papers train on"
     )
     return train.take(rest), train.take(validation), said
 

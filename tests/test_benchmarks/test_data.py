@@ -473,7 +473,7 @@ def test_windows_of_the_watch_are_of_other_people(tmp_path, monkeypatch):
     trained = np.concatenate(series[:6])
     expected = (series[9][15:25] - trained.mean(0)) / trained.std(0)
     assert np.allclose(found.test[-1][0], expected, atol=1e-6) and found.test[-1][1] == 2
-    with pytest.raises(DataError, match="no recording has 26 samples; the shortest has 25"):
+    with pytest.raises(DataError, match="expected at most 25, the shortest recording; found 26"):
         load("watch", tmp_path, check=False, steps=26)
 
 

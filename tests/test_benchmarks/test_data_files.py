@@ -2,7 +2,9 @@
 
 import hashlib
 import io
+import os
 import re
+import shutil
 import subprocess
 import tarfile
 import threading
@@ -173,6 +175,27 @@ def test_an_archive_is_unpacked_once_after_it_is_verified(tmp_path):
     assert file.there(tmp_path) == tmp_path / "Train"
 
 
+def test_of_two_processes_that_unpack_the_first_one_counts(tmp_path, monkeypatch):
+    generated.zipped(tmp_path / "made.zip", {"Train/a.bin": b"1"})
+
+    def after_another(made, place):
+        shutil.copytree(made, place)
+        return replaced(made, place)
+
+    replaced = os.replace
+    monkeypatch.setattr(os, "replace", after_another)
+    files.unpack(File("made.zip", unpacked="Train"), tmp_path)
+    assert (tmp_path / "Train" / "a.bin").read_bytes() == b"1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["Train", "made.zip"]
+
+    def full(made, place):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(DataError, match="could not be unpacked: disk full"):
+        files.unpack(File("made.zip", unpacked="other", bare=True), tmp_path)
+
+
 def test_an_archive_without_a_folder_gets_one(tmp_path):
     with tarfile.open(tmp_path / "made.tar.gz", "w:gz") as archive:
         archive.addfile(tarfile.TarInfo("validation_list.txt"), io.BytesIO())
@@ -207,6 +230,7 @@ def test_an_archive_that_is_not_the_one_leaves_nothing(write, said, tmp_path):
 def test_checksums_hold_for_either_form_of_a_gz_file(tmp_path):
     import gzip
 
+    assert File("made.gz", checksum(CONTENT)).names == ["made.gz"]  # what cannot be checked is not looked for
     file = File("made.gz", content=checksum(CONTENT))
     for name, content in (("made.gz", gzip.compress(CONTENT, 1)), ("made", CONTENT)):
         path = tmp_path / name
