@@ -10,7 +10,8 @@ trains it in a folder that then holds::
     tensorboard/ the same, if asked for
 
 Both ``.pt`` files are written whole or not at all, and read with ``weights_only=True``. A training that goes on gives
-the weights of one that was never cut, bit for bit, on one machine with one number of threads.
+the weights of one that was never cut, bit for bit, on the CPU of one machine with one number of threads; on CUDA
+this was not run.
 
 Several processes (``torchrun --nproc-per-node N -m benchmarks ...``) share every batch: each computes its part,
 gradients are averaged, and counts are added up, so that N processes train as one with the whole batch does, but for
@@ -207,6 +208,8 @@ class Frames:
 
     def training(self, epoch: int, place: Place) -> Iterator[tuple[Tensor, Tensor, float]]:
         """See :class:`Feed`."""
+        if self.batch < place.world:
+            raise TrainingError(f"{place.world} processes cannot share a batch of {self.batch}; take fewer processes")
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
         length = self.lengths.length(min(epoch, self.lengths.epochs - 1))
         for one in batches(

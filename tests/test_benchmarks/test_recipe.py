@@ -128,7 +128,10 @@ def test_every_setting_says_whose_it_is():
     assert (chosen["training.batch"].value, chosen["training.batch"].source) == (256, "released code")
     assert chosen["training.epochs"] == recipes.Choice(5, "override", "instead of 200 (paper)")
     assert chosen["data.form"].source == "override" and chosen["data.set"].value == "psmnist"
-    assert chosen["neuron.kind"].note == "instead of 'TC-LIF' (paper)"
+    assert chosen["neuron.kind"].note.startswith("instead of 'TC-LIF' (paper); ")
+    # Another set in place of it is permuted too.
+    chosen = recipes.choose(ZHANG, "psmnist", "recurrent", {"data.set": "mnist10k"})
+    assert (chosen["data.set"].value, chosen["data.permuted"].value) == ("mnist10k", True)
     # Null in the recipe: ours, and said so.
     chosen = recipes.choose(KLIF, "nmnist", "plif", {})
     assert chosen["network.dropout"] == recipes.Choice([0.5, 0.5], "ours", "as in PLIF's other nets")
@@ -165,6 +168,10 @@ def test_an_override_that_does_not_fit(override, message):
         ({"neuron.surrogate": "box"}, "neuron.surrogate must be one of triangle, atan, not 'box'"),
         ({"neuron.reset": "none"}, "neuron.reset must be soft or hard, not 'none'"),
         ({"network.recurrent": [True]}, "each of the 3 layers of network.hidden, got"),
+        ({"training.schedule": "plateau"}, "training.schedule must be .*not 'plateau'"),
+        ({"training.schedule": "one cycle", "training.epochs": 1}, "take at least 2 training.epochs, not 1"),
+        ({"training.gradient_clipping": 0}, "must be false or a number above 0, not 0"),
+        ({"training.gradient_clipping": True}, "must be false or a number above 0, not True"),
     ],
 )
 def test_a_setting_that_cannot_be_built(override, message):
@@ -177,6 +184,12 @@ def test_a_recipe_task_or_value_that_is_not_there(monkeypatch):
         recipes.networks(recipe("xu_2025"), "shd")
     with pytest.raises(RecipeError, match="no network 'src'; there are src_64_128_128"):
         recipes.choose(recipe("xu_2025"), "smnist", "src", {})
+    with pytest.raises(RecipeError, match=r"has no setting network\.span"):  # of the other networks
+        recipes.choose(recipe("xu_2025"), "smnist", "asrc_64_128_128", {"network.span": 5})
+    with pytest.raises(RecipeError, match=r"training.padding must be one of .*'left out', not 'ignored'"):
+        small.training("ponghiran_roy_2022", "timit", "v1", **{"training.padding": "ignored"})
+    with pytest.raises(RecipeError, match=r"data.augmentation is for images"):
+        small.training("jiang_2023", "nmnist", "plif", **{"data.augmentation": "crop and flip"})
     plan = recipes.PLANS["jiang_2023"]
     nobody = {key: value for key, value in plan.ours.items() if key != "network.dropout"}
     monkeypatch.setattr(recipes, "PLANS", {"jiang_2023": dataclasses.replace(plan, ours=nobody)})
@@ -294,6 +307,7 @@ def test_the_command(generated, tmp_path, capsys):
     assert [run["seed"] for run in result["runs"]] == [1, 2] and result["quick"] and result["processes"] == 1
     assert result["settings"]["training.epochs"] == {"value": 2, "source": "quick", "note": "instead of 3 (override)"}
     assert result["settings"]["neuron.threshold"] == {"value": 1.0, "source": "paper", "note": ""}
+    assert result["settings"]["neuron.kind"]["note"].endswith("inferred from TC-LIF")
     assert result["parameters"] == {"trained": 256, "published": 155088}
     assert result["data"]["sizes"] == {"train": 8, "validation": 5, "test": 7} and result["versions"]["torch"]
     for run in result["runs"]:
@@ -315,6 +329,24 @@ def test_the_command(generated, tmp_path, capsys):
     assert json.loads((out / "result.json").read_text())["runs"] == result["runs"][:1]
 
 
+def test_the_command_trains_on_frame_labels(generated, tmp_path):
+    from test_benchmarks.test_kaldi import corpus
+
+    made = corpus(tmp_path, "timit")
+    listed = tmp_path / "train" / "feats.scp"
+    listed.write_text("".join(listed.read_text().splitlines(keepends=True)[1:]))
+    command = ["accuracy", "--recipe", "ponghiran_roy_2022", "--task", "timit", "--network", "baseline", "--quick"]
+    options = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--set", "network.hidden=6"]
+    assert command_line.main([*command, *options]) == 0
+    result = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert result["data"]["sizes"] == {"train": 4, "validation": 5, "test": 5}
+    assert result["data"]["note"].endswith("dropped: 1")  # whose features are not listed
+    frames = sum(len(labels) for _, labels in made["test"].values())
+    for row in result["runs"][0]["curve"]:
+        right = row["test_accuracy"] * frames
+        assert right == pytest.approx(round(right), abs=1e-6)  # of the frames, without padding
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -323,6 +355,7 @@ def test_the_command(generated, tmp_path, capsys):
         (["--recipe", "jiang_2023", "--task", "fashion", "--set", "epochs"], "--set takes NAME=VALUE"),
         (["--recipe", "jiang_2023", "--task", "fashion", "--set", "a=1", "--set", "a=2"], "--set a is given twice"),
         (["--recipe", "jiang_2023", "--task", "mnist", "--data", "/nowhere"], "not complete in /nowhere"),
+        (["--recipe", "jiang_2023", "--task", "mnist", "--set", "data.set=timit"], "a label for every sample; timit"),
         (["--recipe", "ponghiran_roy_2022", "--task", "timit", "--network", "v1", "--data", "/nowhere"], "/nowhere"),
     ],
 )
