@@ -1,13 +1,16 @@
 """The README says what is true: its snippets run, its table is the catalogue's."""
 
+import json
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.speed import command
 from snn_ext.neurons import CATALOGUE
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SNIPPETS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
 
 
@@ -25,7 +28,7 @@ def table():
     return "\n".join(rows)
 
 
-NAMES = ["snntorch", "spikingjelly", "several levels", "skip recurrence", "kernels", "own neuron"]
+NAMES = ["snntorch", "spikingjelly", "several levels", "skip recurrence", "what a step costs", "kernels", "own neuron"]
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=NAMES)
@@ -40,6 +43,8 @@ def test_snippets_run(snippet, capsys):
     elif "classes" in names:
         assert names["classes"].shape == (8, 10) and names["net"][1].recurrent.weight.grad.any()
         assert names["net"][3].lags.temperature.item() == pytest.approx(0.96) and names["net"][3].lags.logits.grad.any()
+    elif "count" in names:
+        assert re.search(r"1\.weight|0\.weight.*valued", printed := capsys.readouterr().out) and "LSTM-LIF" in printed
     elif "node" in names:
         assert "runs in cpu" in capsys.readouterr().out
         assert names["node"].backend == "torch"
@@ -48,9 +53,21 @@ def test_snippets_run(snippet, capsys):
         assert "adaptive" in names and "DEV void step_gradient(" in capsys.readouterr().out
 
 
-def test_the_table_is_the_catalogue():
-    held = re.search(r"<!-- table: .*? -->\n(.*?)\n?<!-- end of table -->", README, flags=re.DOTALL)
-    assert held and held[1] == table(), f"put this table into README.md:\n{table()}"
+def held(source):
+    """The table of the README that says it is made from there."""
+    found = re.search(
+        rf"<!-- table: made from {re.escape(source)}, .*? -->\n(.*?)\n?<!-- end of table -->", README, re.S
+    )
+    return found and found[1]
+
+
+def test_the_table_of_neurons_is_the_catalogue():
+    assert held("snn_ext.neurons.CATALOGUE") == table(), f"put this table into README.md:\n{table()}"
+
+
+def test_the_table_of_speed_is_what_was_measured():
+    made = command.readme(json.loads((ROOT / "benchmarks/results/speed.json").read_text()))
+    assert held("benchmarks/results/speed.json") == made, f"put this table into README.md:\n{made}"
 
 
 def test_the_two_commands_are_complete():
