@@ -35,6 +35,8 @@ The file of ``--json`` (``OUT/result.json``) holds::
     runs        [{seed, curve, at_best_validation, at_best_test}], see :func:`benchmarks.accuracy.train.fit`
 
 ``OUT/seed_N`` has the checkpoints and logs of a seed. With ``--resume`` what is there goes on, and is not run again.
+Further seeds join the runs of the file, if settings, data, versions and processes are the same; ``machine`` is the one
+of the last call.
 ``torchrun --nproc-per-node N -m benchmarks accuracy ...`` shares each batch among N processes.
 """
 
@@ -60,7 +62,7 @@ from ..hosts import load as host_of
 from ..recipes import Recipe, RecipeError, recipe
 from . import experiment
 from .networks import HOSTS, Convolutions, PerFrame, Stack
-from .train import IGNORED, Feed, Frames, Labelled, Training, fit, processes
+from .train import IGNORED, Feed, Frames, Labelled, Place, Training, TrainingError, check, fit, processes
 
 # ---------------------------------------------------------------- settings
 
@@ -639,20 +641,78 @@ def run(
             "machine": machine.machine(),
             "runs": [],
         }
-        for seed in (chosen["training.seed"].value,) if seeds is None else seeds:
-            training = prepared(name, task, network, chosen, host, parts, loaded.classes, seed)
+        seeds = (chosen["training.seed"].value,) if seeds is None else tuple(seeds)
+        path = json_path or out / "result.json"
+        result["runs"] = _kept_runs(path, result)
+
+        def made(seed: int) -> Training:
+            return prepared(name, task, network, chosen, host, parts, loaded.classes, seed)
+
+        _check_seeds(seeds, made, out, path, result["runs"], place, resume)
+        for seed in seeds:
+            training = made(seed)
             result["parameters"] = {
                 "trained": sum(p.numel() for p in training.net.parameters() if p.requires_grad),
                 "published": found[published] if (published := f"{task}.{network}.parameters") in found else None,
             }
             say(f"seed {seed}: {result['parameters']['trained']} parameters")
             summary = fit(training, out / f"seed_{seed}", place, resume=resume, tensorboard=tensorboard, say=say)
-            result["runs"].append({"seed": seed, **summary})
+            others = [run for run in result["runs"] if run["seed"] != seed]
+            result["runs"] = sorted([*others, {"seed": seed, **summary}], key=lambda run: run["seed"])
             if place.rank == 0:
-                experiment.write(json_path or out / "result.json", result)
+                experiment.write(path, result)
         for line in _reported(result["runs"]):
             say(line)
     return 0
+
+
+_SAME = ("recipe", "task", "network", "host", "quick", "device", "processes", "data", "versions")
+
+
+def _kept_runs(path: Path, result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The runs that the file of a result already has.
+
+    Raises:
+        TrainingError: it is no such file, or of other settings, data, versions or processes.
+    """
+    if not path.is_file():
+        return []
+    new = json.loads(json.dumps(result))
+    try:
+        old = json.loads(path.read_text())
+        # Not what no number depends on: which of several CUDA devices, workers, the recipe's seed, notes.
+        before, now = ({**{name: one[name] for name in _SAME}, **_values(one)} for one in (old, new))
+        runs: list[dict[str, Any]] = sorted(old["runs"], key=lambda run: run["seed"])
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise TrainingError(f"{path} is no result of a recipe; move it, or name another folder or --json") from error
+    if other := [name for name in {**before, **now} if before.get(name) != now.get(name)]:
+        raise TrainingError(
+            f"{path} has runs with another {', '.join(other)}; name another folder or --json, or move the file"
+        )
+    return runs
+
+
+def _values(result: Mapping[str, Any]) -> dict[str, Any]:
+    values = _kept({name: choice["value"] for name, choice in result["settings"].items()})
+    return {**values, "device": result["device"].partition(":")[0]}
+
+
+def _check_seeds(
+    seeds: Sequence[int],
+    made: Callable[[int], Training],
+    out: Path,
+    path: Path,
+    runs: Sequence[Mapping[str, Any]],
+    place: Place,
+    resume: bool,
+) -> None:
+    """Refuse every seed that cannot be trained before the first one is."""
+    if len(set(seeds)) < len(seeds):
+        raise RecipeError(f"--seeds must differ, got {' '.join(map(str, seeds))}")
+    for seed in seeds:
+        check(made(seed), out / f"seed_{seed}", place, resume)
+        if not resume and any(run["seed"] == seed for run in runs):
+            raise TrainingError(f"{path} has a run of seed {seed} already; name another folder, or move the file")
 
 
 def _loaded(found: Recipe, chosen: Mapping[str, Choice], root: Path | None) -> tuple[data.DataSet, dict[str, Any]]:

@@ -294,8 +294,7 @@ def fit(
         latter, which selects on test data. ``None`` without such a part.
 
     Raises:
-        TrainingError: the folder has a checkpoint and ``resume`` is not set; the checkpoint is of other settings or
-            another number of processes; the loss is not finite.
+        TrainingError: as :func:`check`; the loss is not finite.
         Missing: TensorBoard is asked for and not installed.
     """
     place = Place() if place is None else place
@@ -304,10 +303,8 @@ def fit(
     net = training.net.to(place.device)
     if place.world > 1 and place.device.type == "cuda":
         net = nn.SyncBatchNorm.convert_sync_batchnorm(net)
-    path = folder / "last.pt"
-    if path.is_file() and not resume:
-        raise TrainingError(f"{path} is there already; go on from it with --resume, or name another folder")
-    rows: list[Row] = _restored(path, training, net, place) if path.is_file() else []
+    state = check(training, folder, place, resume)
+    rows: list[Row] = [] if state is None else _restored(folder, state, training, net, place)
     if not rows and place.rank:
         torch.manual_seed(1_000_003 * training.seed + place.rank)  # dropout of its own; the first one's goes on
     model = net
@@ -333,6 +330,41 @@ def fit(
         "at_best_validation": _best(rows, "validation_accuracy"),
         "at_best_test": _best(rows, "test_accuracy"),
     }
+
+
+def check(training: Training, folder: Path, place: Place, resume: bool = False) -> dict[str, Any] | None:
+    """The checkpoint that a training would go on from; ``None`` if it would begin.
+
+    Raises:
+        TrainingError: the folder has a checkpoint and ``resume`` is not set; the checkpoint is damaged, of other
+            settings or of another number of processes.
+    """
+    path = folder / "last.pt"
+    if not path.is_file():
+        return None
+    if not resume:
+        raise TrainingError(f"{path} is there already; go on from it with --resume, or name another folder")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        old: dict[str, Any] = json.loads(state["settings"])
+        random: list[list[Tensor]] = state["random"]
+        world, device = len(random[0]), "cuda" if len(random) > 1 else "cpu"
+    except Exception as error:  # torch.load raises whatever the bytes lead it to
+        raise _damaged(path, error) from error
+    new = json.loads(_fingerprint(training))
+    if other := [name for name in {**old, **new} if old.get(name) != new.get(name)]:
+        raise TrainingError(f"{path} was made with other settings ({', '.join(other)}); name another folder")
+    if (world, device) != (place.world, place.device.type):
+        raise TrainingError(
+            f"{path} is of {world} processes on {device}, this is {place.world} on {place.device.type}; "
+            "go on as it began, or name another folder"
+        )
+    return state
+
+
+def _damaged(path: Path, error: Exception) -> TrainingError:
+    said = f"{type(error).__name__}: {error}".splitlines()[0]
+    return TrainingError(f"{path} is damaged or no checkpoint ({said}); remove it to begin again, or name another folder")
 
 
 def evaluate(training: Training, net: nn.Module, part: str, place: Place) -> tuple[float, float] | None:
@@ -462,27 +494,22 @@ def _whole(path: Path, state: Any) -> None:
     os.replace(temporary, path)
 
 
-def _restored(path: Path, training: Training, net: nn.Module, place: Place) -> list[Row]:
+def _restored(
+    folder: Path, state: Mapping[str, Any], training: Training, net: nn.Module, place: Place
+) -> list[Row]:
     """Put everything back as it was after the last epoch; the curve so far."""
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    if state["settings"] != _fingerprint(training):
-        old, new = json.loads(state["settings"]), json.loads(_fingerprint(training))
-        other = [name for name in {**old, **new} if old.get(name) != new.get(name)]
-        raise TrainingError(f"{path} was made with other settings ({', '.join(other)}); name another folder")
-    random: list[list[Tensor]] = state["random"]
-    if len(random[0]) != place.world or len(random) != len(_random_states(place)):
-        raise TrainingError(
-            f"{path} is of {len(random[0])} processes{' on CUDA' if len(random) > 1 else ''}, this is {place.world} on "
-            f"{place.device.type}; go on as it began, or name another folder"
-        )
-    net.load_state_dict(state["net"])
-    training.optimiser.load_state_dict(state["optimiser"])
-    if training.schedule is not None:
-        training.schedule.load_state_dict(state["schedule"])
-    torch.set_rng_state(random[0][place.rank])
-    if len(random) > 1:
-        torch.cuda.set_rng_state(random[1][place.rank], place.device)
-    rows: list[Row] = state["curve"]
+    try:
+        net.load_state_dict(state["net"])
+        training.optimiser.load_state_dict(state["optimiser"])
+        if training.schedule is not None:
+            training.schedule.load_state_dict(state["schedule"])
+        random: list[list[Tensor]] = state["random"]
+        torch.set_rng_state(random[0][place.rank])
+        if len(random) > 1:
+            torch.cuda.set_rng_state(random[1][place.rank], place.device)
+        rows: list[Row] = state["curve"]
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise _damaged(folder / "last.pt", error) from error
     return rows
 
 

@@ -326,7 +326,23 @@ def test_the_command(generated, tmp_path, capsys):
     assert command_line.main(again) == 1
     assert "last.pt is there already; go on from it with --resume" in capsys.readouterr().err
     assert command_line.main([*again, "--resume"]) == 0
-    assert json.loads((out / "result.json").read_text())["runs"] == result["runs"][:1]
+    assert json.loads((out / "result.json").read_text())["runs"] == result["runs"]
+    # Another seed joins them; what cannot be trained is refused before the first is.
+    assert command_line.main([*again, "--seeds", "0"]) == 0
+    joined = json.loads((out / "result.json").read_text())
+    assert [run["seed"] for run in joined["runs"]] == [0, 1, 2] and joined["runs"][1:] == result["runs"]
+    (out / "seed_2" / "last.pt").unlink()
+    for seeds, more, said in (
+        (["3", "1"], [], "seed_1/last.pt is there already"),
+        (["3", "2"], [], "result.json has a run of seed 2 already"),
+        (["3", "3"], [], "--seeds must differ, got 3 3"),
+        (["3"], ["--set", "network.bias=false"], "has runs with another network.bias; name another folder"),
+    ):
+        assert command_line.main([*again, "--seeds", *seeds, *more]) == 1
+        assert said in capsys.readouterr().err and not (out / "seed_3").exists()
+    (out / "result.json").write_text("[]")
+    assert command_line.main([*again, "--seeds", "3"]) == 1
+    assert "result.json is no result of a recipe" in capsys.readouterr().err and not (out / "seed_3").exists()
 
 
 def test_the_command_trains_on_frame_labels(generated, tmp_path):

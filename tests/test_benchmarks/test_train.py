@@ -113,8 +113,8 @@ def test_what_cannot_go_on(tmp_path):
         fit(linear(), tmp_path, say=quietly)
     with pytest.raises(TrainingError, match=r"made with other settings \(a, seed\); name another folder"):
         fit(linear(seed=1, settings={"a": 2}), tmp_path, resume=True, say=quietly)
-    with pytest.raises(TrainingError, match="is of 1 processes, this is 2 on cpu"):
-        train._restored(tmp_path / "last.pt", linear(), linear().net, Place(0, 2))
+    with pytest.raises(TrainingError, match="is of 1 processes on cpu, this is 2 on cpu"):
+        train.check(linear(), tmp_path, Place(0, 2), resume=True)
     with pytest.raises(TrainingError, match="the loss of epoch 1 is nan; take a lower learning rate"):
         fit(linear(parts={"train": [(torch.full((3,), torch.nan), 0)]}), tmp_path / "nan", say=quietly)
     assert (tmp_path / "last.pt").read_bytes() == before and not (tmp_path / "nan").exists()
@@ -144,9 +144,21 @@ def test_a_checkpoint_that_would_run_code_is_refused(tmp_path):
             return os.mkdir, (str(tmp_path / "ran"),)
 
     torch.save({"settings": Trap()}, tmp_path / "last.pt")
-    with pytest.raises(Exception, match="weights_only"):
+    with pytest.raises(TrainingError, match="UnpicklingError: Weights only load failed"):
         fit(linear(), tmp_path, resume=True, say=quietly)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    fit(linear(), tmp_path, say=quietly)
+    path, whole = tmp_path / "last.pt", state(tmp_path)
+    content = path.read_bytes()
+    rest = {key: value for key, value in whole.items() if key != "net"}
+    damaged = [b"", b"no checkpoint", content[: len(content) // 2], whole["curve"], rest, {**rest, "net": {}}]
+    for one in damaged:
+        path.write_bytes(one) if isinstance(one, bytes) else torch.save(one, path)
+        with pytest.raises(TrainingError, match=r"last.pt is damaged or no checkpoint .*remove it to begin again"):
+            fit(linear(), tmp_path, resume=True, say=quietly)
 
 
 def test_without_validation_data_nothing_is_chosen_on_test_data(tmp_path):
