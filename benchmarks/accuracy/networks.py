@@ -74,7 +74,7 @@ class SnnTorch:
             "step_mode": False,
         }
         if kind == "LIF":
-            return self.face.LIF(settings["neuron.decay"], **common)
+            return self.face.LIF(_decay(settings), decay_input=settings["neuron.decay_input"], **common)
         if kind == "KLIF":
             return self.face.KLIF(
                 1 - 1 / settings["neuron.tau"],
@@ -132,8 +132,7 @@ class SpikingJelly:
             "detach_reset": settings["neuron.detach_reset"],
         }
         if kind == "LIF":
-            # The decay of the potential; the input is not scaled.
-            return self.face.LIFNode(1 / (1 - settings["neuron.decay"]), decay_input=False, **common)
+            return self.face.LIFNode(1 / (1 - _decay(settings)), settings["neuron.decay_input"], **common)
         if kind == "KLIF":
             return self.face.KLIFNode(
                 settings["neuron.scale_reset"],
@@ -191,6 +190,12 @@ def _reset(settings: Settings) -> str:
     if reset not in ("soft", "hard"):
         raise RecipeError(f"neuron.reset must be soft or hard, not {reset!r}")
     return reset
+
+
+def _decay(settings: Settings) -> float:
+    """LIF's, of the potential: a recipe has it, or a time constant."""
+    decay: float = 1 - 1 / settings["neuron.tau"] if "neuron.tau" in settings else settings["neuron.decay"]
+    return decay
 
 
 def _compartments(settings: Settings) -> dict[str, Any]:

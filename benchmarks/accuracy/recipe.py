@@ -45,7 +45,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -114,22 +114,27 @@ _TRAINING = _names(
     "training", "epochs batch optimiser learning_rate weight_decay schedule loss gradient_clipping seed workers"
 )
 _NEURON = _names("neuron", "kind threshold reset detach_reset surrogate")
-_OF_NEURON = {
-    "LIF": _names("neuron", "decay"),
-    "KLIF": _names("neuron", "tau decay_input k scale_reset"),
-    "LSTM-LIF": _names("neuron", "beta1 beta2 gamma"),
-    "TC-LIF": _names("neuron", "beta1 beta2 gamma"),
+_TWO_COMPARTMENTS: Mapping[str, tuple[Any, str]] = {
+    name: (value, "the recipe has no two-compartment neuron; TC-LIF's most usual value")
+    for name, value in (("neuron.beta1", -0.5), ("neuron.beta2", 0.5), ("neuron.gamma", 0.5))
+}
+# The settings of each kind, and what they are where the recipe has none.
+_OF_NEURON: Mapping[str, Mapping[str, tuple[Any, str]]] = {
+    "LIF": {
+        "neuron.decay": (0.5, "the recipe has no LIF"),
+        "neuron.decay_input": (False, "the recipe's LIF does not scale its input, or it has none"),
+    },
+    "KLIF": {
+        "neuron.tau": (2.0, "the recipe has no KLIF; as PLIF"),
+        "neuron.decay_input": (True, "the recipe has no KLIF; as PLIF"),
+        "neuron.k": (1.0, "the recipe has no KLIF; its usual start"),
+        "neuron.scale_reset": (False, "the recipe has no KLIF; its usual form"),
+    },
+    "LSTM-LIF": _TWO_COMPARTMENTS,
+    "TC-LIF": _TWO_COMPARTMENTS,
 }
 _OURS: Mapping[str, tuple[Any, str]] = {
     "training.workers": (0, "processes that read ahead; no number depends on it"),
-    "neuron.decay": (0.5, "the recipe has no LIF"),
-    "neuron.tau": (2.0, "the recipe has no KLIF; as PLIF"),
-    "neuron.decay_input": (True, "the recipe has no KLIF; as PLIF"),
-    "neuron.k": (1.0, "the recipe has no KLIF; its usual start"),
-    "neuron.scale_reset": (False, "the recipe has no KLIF; its usual form"),
-    "neuron.beta1": (-0.5, "the recipe has no two-compartment neuron; TC-LIF's most usual value"),
-    "neuron.beta2": (0.5, "the recipe has no two-compartment neuron; TC-LIF's most usual value"),
-    "neuron.gamma": (0.5, "the recipe has no two-compartment neuron; TC-LIF's most usual value"),
 }
 
 # Said here too, so that another set is permuted as well.
@@ -236,11 +241,11 @@ def choose(
     for name, value in origin.options.items():
         chosen[f"data.{name}"] = Choice(value, "ours", "option of the set")
 
-    def take(names: Sequence[str], needed: bool = True) -> None:
+    def take(names: Iterable[str], needed: bool = True, usual: Mapping[str, tuple[Any, str]] = _OURS) -> None:
         for name in names:
             choice = _published(found, task, network, name)
             if choice is None:
-                ours = plan.ours.get(name) or (_OURS.get(name) if needed else None)
+                ours = plan.ours.get(name) or (usual.get(name) if needed else None)
                 if ours is not None:
                     choice = Choice(ours[0], "ours", ours[1])
             if name in overrides and (needed or choice is not None):
@@ -259,7 +264,10 @@ def choose(
         kind = chosen["neuron.kind"].value
         if kind not in _OF_NEURON:
             raise RecipeError(f"neuron.kind must be one of {', '.join(_OF_NEURON)}, not {kind!r}")
-        take(_OF_NEURON[kind])
+        own = dict(_OF_NEURON[kind])
+        if kind == "LIF" and _published(found, task, network, "neuron.tau") is not None:
+            own["neuron.tau"] = own.pop("neuron.decay")  # whose LIF has a time constant
+        take(own, usual=own)
         if (found.name, kind) == ("zhang_2023", "LSTM-LIF"):
             note = f"{chosen['neuron.kind'].note}; its equations and all settings are inferred from TC-LIF"
             chosen["neuron.kind"] = replace(chosen["neuron.kind"], note=note)
@@ -267,6 +275,8 @@ def choose(
         other = _like("data.set", overrides["data.set"], chosen["data.set"])
         chosen["data.set"] = Choice(other, source, _instead(chosen["data.set"]))
     known = data.SETS[chosen["data.set"].value].options if chosen["data.set"].value in data.SETS else ()
+    if "data.steps" in chosen and "data.frames" in overrides:
+        raise RecipeError("the frames of events are the steps of the network: --set data.steps=..., not data.frames")
     for name, value in overrides.items():
         if name.startswith("data.") and name.removeprefix("data.") in known:
             chosen[name] = Choice(value, source, _instead(chosen.get(name)))
@@ -742,7 +752,8 @@ def _loaded(found: Recipe, chosen: Mapping[str, Choice], root: Path | None) -> t
         )
         return data.DataSet(*told, none, None, none, note), read
     wanted = {one.removeprefix("data."): choice.value for one, choice in chosen.items() if one.startswith("data.")}
-    wanted.setdefault("frames", wanted.get("steps"))
+    if "data.steps" in _plan(found.name).settings:
+        wanted["frames"] = wanted["steps"]
     options = () if entry is None else entry.options
     loaded = data.load(name, root, **{one: value for one, value in wanted.items() if one in options})
     return loaded, {part: getattr(loaded, part) for part in ("train", "validation", "test")}

@@ -363,8 +363,8 @@ def check(training: Training, folder: Path, place: Place, resume: bool = False) 
 
 
 def _damaged(path: Path, error: Exception) -> TrainingError:
-    said = f"{type(error).__name__}: {error}".splitlines()[0]
-    return TrainingError(f"{path} is damaged or no checkpoint ({said}); remove it to begin again, or name another folder")
+    said = f"is damaged or no checkpoint ({type(error).__name__}: {error}".splitlines()[0]
+    return TrainingError(f"{path} {said}); remove it to begin again, or name another folder")
 
 
 def evaluate(training: Training, net: nn.Module, part: str, place: Place) -> tuple[float, float] | None:
@@ -494,9 +494,7 @@ def _whole(path: Path, state: Any) -> None:
     os.replace(temporary, path)
 
 
-def _restored(
-    folder: Path, state: Mapping[str, Any], training: Training, net: nn.Module, place: Place
-) -> list[Row]:
+def _restored(folder: Path, state: Mapping[str, Any], training: Training, net: nn.Module, place: Place) -> list[Row]:
     """Put everything back as it was after the last epoch; the curve so far."""
     try:
         net.load_state_dict(state["net"])

@@ -60,6 +60,7 @@ def test_every_network_takes_a_step(name, task, network):
         ("xu_2025", "gsc", "src_128_128_128", {}),
         ("xu_2025", "gsc", "asrc_128_128_128", {}),
         ("jiang_2023", "cifar10", "plif", {"neuron.threshold": 0.02}),
+        ("jiang_2023", "cifar10", "plif", {"neuron.threshold": 0.02, "neuron.kind": "LIF", "neuron.tau": 3.0}),
         ("ponghiran_roy_2022", "timit", "baseline", {}),
         ("ponghiran_roy_2022", "timit", "v2", {}),
         ("ponghiran_roy_2022", "timit", "gru", {}),
@@ -111,6 +112,29 @@ def test_the_lstm_is_torchs_but_for_the_norm():
         theirs.weight_ih_l0.div_((1 + 1e-5) ** 0.5)  # a norm that has seen nothing
         x = torch.randn(6, 2, 3)
         torch.testing.assert_close(layer(x), theirs(x)[0])
+
+
+@pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
+def test_lif_in_plifs_nets_is_plifs_baseline(host):
+    """V + (X - V) / tau; of zhang_2023 and xu_2025 it is the decay that is given, and the input is not scaled."""
+    for name, task, network, overrides, expected in (
+        ("jiang_2023", "mnist", "plif", {}, [0.5, 0.75, 0.875]),
+        ("jiang_2023", "mnist", "plif", {"neuron.tau": 4.0}, [0.25, 0.4375, 0.578125]),
+        ("zhang_2023", "smnist", "recurrent", {}, [1.0, 1.8, 2.44]),
+        ("xu_2025", "smnist", "src_64_128_128", {}, [1.0, 1.5, 1.75]),
+    ):
+        settings = recipes.choose(recipe(name), task, network, {"neuron.kind": "LIF", **overrides})
+        values = {key: choice.value for key, choice in settings.items()}
+        assert ("neuron.decay" in values) == (name != "jiang_2023") != ("neuron.tau" in values)
+        spikes = []
+        for threshold in expected:  # reached at its step, and not before
+            builder = networks.HOSTS[host]()
+            neuron = builder.neuron({**values, "neuron.threshold": threshold - 1e-3})
+            builder.finish(neuron)
+            spikes.append(int(neuron(torch.ones(3, 1, 1)).flatten().nonzero()[0]))
+        assert spikes == [0, 1, 2], (name, overrides)
+    with pytest.raises(RecipeError, match=r"has no setting neuron\.decay; it has .*neuron\.tau"):
+        recipes.choose(KLIF, "mnist", "plif", {"neuron.kind": "LIF", "neuron.decay": 0.9})
 
 
 def test_an_image_is_the_current_of_every_step():
@@ -190,6 +214,8 @@ def test_a_recipe_task_or_value_that_is_not_there(monkeypatch):
         small.training("ponghiran_roy_2022", "timit", "v1", **{"training.padding": "ignored"})
     with pytest.raises(RecipeError, match=r"data.augmentation is for images"):
         small.training("jiang_2023", "nmnist", "plif", **{"data.augmentation": "crop and flip"})
+    with pytest.raises(RecipeError, match=r"--set data.steps=..., not data.frames"):
+        recipes.choose(KLIF, "nmnist", "plif", {"data.frames": 20})
     plan = recipes.PLANS["jiang_2023"]
     nobody = {key: value for key, value in plan.ours.items() if key != "network.dropout"}
     monkeypatch.setattr(recipes, "PLANS", {"jiang_2023": dataclasses.replace(plan, ours=nobody)})
@@ -343,6 +369,15 @@ def test_the_command(generated, tmp_path, capsys):
     (out / "result.json").write_text("[]")
     assert command_line.main([*again, "--seeds", "3"]) == 1
     assert "result.json is no result of a recipe" in capsys.readouterr().err and not (out / "seed_3").exists()
+
+
+def test_the_steps_are_the_frames_of_events(generated, tmp_path):
+    for task, more in (("nmnist", {"data.steps": 20}), ("mnist", {"data.set": "nmnist"})):
+        chosen = recipes.choose(KLIF, task, "plif", more)
+        recipes._loaded(KLIF, chosen, tmp_path)
+        assert generated[-1] == ("nmnist", {"frames": chosen["data.steps"].value})
+    recipes._loaded(ZHANG, recipes.choose(ZHANG, "smnist", "recurrent", {"data.set": "nmnist"}), tmp_path)
+    assert generated[-1] == ("nmnist", {})
 
 
 def test_the_command_trains_on_frame_labels(generated, tmp_path):
