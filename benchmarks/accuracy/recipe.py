@@ -229,7 +229,7 @@ def choose(
 
     Raises:
         RecipeError: an unknown setting, or one without a value; a task or network that is not there; an override of
-            another kind than what it replaces.
+            another kind than what it replaces, or out of its range.
     """
     if network not in networks(found, task):
         raise RecipeError(
@@ -285,6 +285,8 @@ def choose(
             f"recipe {found.name}, {task}, {network} has no setting {', '.join(unknown)}; it has {', '.join(chosen)}, "
             f"and data.* for the options of {chosen['data.set'].value}: {', '.join(known) or 'none'}"
         )
+    for name, choice in chosen.items():
+        _check(name, choice.value)
     return chosen
 
 
@@ -329,6 +331,71 @@ def _kind(value: Any) -> str:
         return "no finite number"
     kinds = {bool: "true or false", int: "a whole number", float: "a number", list: "a list", str: "a name"}
     return kinds.get(type(value), "an object")
+
+
+def _whole(value: Any, least: int) -> bool:
+    return _kind(value) == "a whole number" and value >= least
+
+
+def _number(value: Any) -> bool:
+    return _kind(value) in ("a number", "a whole number")
+
+
+def _widths(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(_whole(one, 1) for one in value)
+
+
+_Limit = tuple[Callable[[Any], bool], str]
+_POSITIVE: _Limit = (lambda value: _number(value) and value > 0, "a number above 0")
+_AT_LEAST_0: _Limit = (lambda value: _number(value) and value >= 0, "a number, at least 0")
+_AT_LEAST_1: _Limit = (lambda value: _whole(value, 1), "a whole number, at least 1")
+_SHARE: _Limit = (lambda value: _number(value) and 0 <= value < 1, "a number from 0 to below 1")
+_SHARES: _Limit = (
+    lambda value: all(map(_SHARE[0], value if isinstance(value, list) else [value])),
+    "from 0 to below 1, each",
+)
+# Of the settings that torch or a layer would refuse without their name.
+_LIMITS: Mapping[str, _Limit] = {
+    **dict.fromkeys(_names("training", "epochs batch batch_valid batch_test length_valid"), _AT_LEAST_1),
+    **dict.fromkeys(_names("network", "layers features voters span max_span"), _AT_LEAST_1),
+    "data.steps": _AT_LEAST_1,
+    **dict.fromkeys(_names("training", "learning_rate learning_rate_neuron learning_rate_lags"), _POSITIVE),
+    "training.weight_decay": _AT_LEAST_0,
+    "training.workers": (lambda value: _whole(value, 0), "a whole number, at least 0"),
+    "training.seed": (lambda value: _whole(value, 0) and value < 2**32, "a whole number from 0 to below 2**32"),
+    "training.gradient_clipping": (
+        lambda value: value is False or (_number(value) and value > 0),
+        "false or a number above 0",
+    ),
+    "training.plateau.patience": (lambda value: _whole(value, 0), "a whole number, at least 0"),
+    "training.plateau.factor": (lambda value: _number(value) and 0 < value < 1, "a number between 0 and 1"),
+    "training.plateau.learning_rate_min": _AT_LEAST_0,
+    "training.curriculum_effective": (
+        lambda value: isinstance(value, list) and bool(value) and all(_widths(one) and len(one) == 2 for one in value),
+        "a list of [longest piece, epochs], whole numbers from 1",
+    ),
+    "network.hidden": (
+        lambda value: _widths(value) or _whole(value, 1),
+        "of whole numbers from 1: a list with one for each layer, or one where the recipe has one",
+    ),
+    "network.recurrent": (
+        lambda value: isinstance(value, list) and all(isinstance(one, bool) for one in value),
+        "a list of true or false",
+    ),
+    "network.blocks": (
+        lambda value: isinstance(value, list) and bool(value) and all(map(_widths, value)),
+        "a list of lists of channels, whole numbers from 1",
+    ),
+    "network.dropout": _SHARES,
+    "neuron.decay": _SHARE,
+    "neuron.tau": (lambda value: _number(value) and value > 1, "a number above 1"),
+}
+
+
+def _check(name: str, value: Any) -> None:
+    fits, expected = _LIMITS.get(name, (lambda _: True, ""))
+    if not fits(value):
+        raise RecipeError(f"{name} must be {expected}, not {value!r}")
 
 
 def parsed(overrides: Sequence[str]) -> dict[str, Any]:
@@ -376,11 +443,20 @@ def build(
     if len(shape) not in dims:
         wanted = {"stack": "sequences [T, C]", "convolutions": "images or event frames", "frames": "[frames, F]"}[kind]
         raise RecipeError(f"recipe {name} takes {wanted}, the samples of {settings['data.set']} are {list(shape)}")
-    if kind == "stack":
-        return Stack(parts, settings, shape[-1], classes)
-    if kind == "frames":
-        return PerFrame(parts, settings, shape[-1], classes, network)
-    return Convolutions(parts, settings, shape[-3:], classes, settings["data.steps"])
+    try:
+        if kind == "stack":
+            return Stack(parts, settings, shape[-1], classes)
+        if kind == "frames":
+            return PerFrame(parts, settings, shape[-1], classes, network)
+        return Convolutions(parts, settings, shape[-3:], classes, settings["data.steps"])
+    except RecipeError:
+        raise
+    except (TypeError, ValueError) as error:
+        # A layer names its own argument; what is published fits, so it is one of these.
+        changed = [one for one, choice in chosen.items() if choice.source == "override" and "data." not in one]
+        if not changed:
+            raise
+        raise RecipeError(f"the network cannot be built, see {', '.join(changed)}: {error}") from error
 
 
 def optimiser(net: nn.Module, settings: Mapping[str, Any]) -> torch.optim.Optimizer:
@@ -423,15 +499,17 @@ def schedule(optimiser: torch.optim.Optimizer, settings: Mapping[str, Any]) -> A
     if value == "plateau" and "training.plateau.factor" in settings:
         names = ("improvement", "patience", "factor", "learning_rate_min")
         return schemes.Plateau(optimiser, *(settings[f"training.plateau.{name}"] for name in names))
-    if isinstance(value, dict) and set(value) == {"milestones", "factor"}:
-        return lr_scheduler.MultiStepLR(optimiser, value["milestones"], value["factor"])
-    if isinstance(value, dict) and set(value) == {"every", "factor"}:
-        return lr_scheduler.StepLR(optimiser, value["every"], value["factor"])
-    if isinstance(value, dict) and set(value) == {"cosine"}:
-        return lr_scheduler.CosineAnnealingLR(optimiser, value["cosine"])
+    form = value if isinstance(value, dict) and _POSITIVE[0](value.get("factor", 1)) else {}
+    if set(form) == {"milestones", "factor"} and _widths(form["milestones"]):
+        return lr_scheduler.MultiStepLR(optimiser, form["milestones"], form["factor"])
+    if set(form) == {"every", "factor"} and _whole(form["every"], 1):
+        return lr_scheduler.StepLR(optimiser, form["every"], form["factor"])
+    if set(form) == {"cosine"} and _whole(form["cosine"], 1):
+        return lr_scheduler.CosineAnnealingLR(optimiser, form["cosine"])
     raise RecipeError(
         'training.schedule must be "constant", "one cycle", "plateau" (where the recipe has its settings), '
-        '{"milestones": [...], "factor": x}, {"every": n, "factor": x} or {"cosine": n}, not ' + repr(value)
+        '{"milestones": [...], "factor": x}, {"every": n, "factor": x} or {"cosine": n}, epochs whole numbers from 1, '
+        "factors above 0, not " + repr(value)
     )
 
 
@@ -538,9 +616,7 @@ def prepared(
         RecipeError: settings that do not fit.
     """
     settings = {name: choice.value for name, choice in chosen.items()}
-    for positive in ("training.epochs", "training.batch"):
-        if settings[positive] < 1:
-            raise RecipeError(f"{positive} must be at least 1, not {settings[positive]}")
+    _check("training.seed", seed)
     loss = _of(LOSSES, "training.loss", settings)
     torch.manual_seed(seed)
     net = build(name, network, chosen, host, parts["train"][0][0].shape, classes)
@@ -549,8 +625,6 @@ def prepared(
         # The released code computes the clip and does not store it; the neuron takes a decay in [0, 1] only.
         schemes.clamp_after_step(trained, decays)
     clip = settings["training.gradient_clipping"]
-    if clip is not False and (_kind(clip) not in ("a number", "a whole number") or clip <= 0):
-        raise RecipeError(f"training.gradient_clipping must be false or a number above 0, not {clip!r}")
     return Training(
         net,
         trained,

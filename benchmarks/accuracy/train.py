@@ -188,7 +188,7 @@ class Labelled:
 class Frames:
     """Sequences of many lengths ``[frames, F]`` with a class for every frame, by a curriculum of lengths.
 
-    Every process reads everything and takes its part of each batch.
+    Every process reads each part once, keeps it in memory, and takes its share of each batch.
 
     Attributes:
         parts: ``"train"``, ``"test"``, perhaps ``"validation"``: sequences of (features, labels).
@@ -205,6 +205,7 @@ class Frames:
     seed: int
     padding_label: int = 0
     held_out_batch: Mapping[str, tuple[int, int | None]] = field(default_factory=dict)
+    _known: dict[str, tuple[list[Tensor], list[Tensor]]] = field(default_factory=dict, init=False, repr=False)
 
     def training(self, epoch: int, place: Place) -> Iterator[tuple[Tensor, Tensor, float]]:
         """See :class:`Feed`."""
@@ -227,10 +228,12 @@ class Frames:
         return ((one.inputs, one.labels) for index, one in enumerate(found) if index % place.world == place.rank)
 
     def _read(self, part: str) -> tuple[list[Tensor], list[Tensor]]:
-        sequences = self.parts[part]
-        assert sequences is not None
-        pairs = [sequences[index] for index in range(len(sequences))]
-        return [torch.as_tensor(x) for x, _ in pairs], [torch.as_tensor(y).long() for _, y in pairs]
+        if part not in self._known:
+            sequences = self.parts[part]
+            assert sequences is not None
+            pairs = [sequences[index] for index in range(len(sequences))]
+            self._known[part] = [torch.as_tensor(x) for x, _ in pairs], [torch.as_tensor(y).long() for _, y in pairs]
+        return self._known[part]
 
 
 # ---------------------------------------------------------------- training

@@ -185,7 +185,21 @@ def test_an_override_that_does_not_fit(override, message):
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ({"training.epochs": 0}, "training.epochs must be at least 1, not 0"),
+        ({"training.epochs": 0}, "training.epochs must be a whole number, at least 1, not 0"),
+        ({"training.learning_rate": -1}, "training.learning_rate must be a number above 0, not -1"),
+        ({"training.weight_decay": -0.1}, "training.weight_decay must be a number, at least 0, not -0.1"),
+        ({"training.workers": -1}, "training.workers must be a whole number, at least 0, not -1"),
+        ({"training.seed": -1}, "training.seed must be a whole number from 0 to below"),
+        ({"training.schedule": {"milestones": [5, 0], "factor": 0.1}}, "training.schedule must be .*'milestones'"),
+        ({"training.schedule": {"milestones": ["a"], "factor": 0.1}}, "training.schedule must be .*'milestones'"),
+        ({"training.schedule": {"every": 2, "factor": "half"}}, "training.schedule must be .*'half'"),
+        ({"training.schedule": {"cosine": 0}}, "training.schedule must be .*'cosine': 0"),
+        ({"network.hidden": ["a"]}, r"network.hidden must be of whole numbers .*not \['a'\]"),
+        ({"network.recurrent": [1, 0, 0]}, "network.recurrent must be a list of true or false"),
+        ({"network.dropout": 2.0}, "network.dropout must be from 0 to below 1, each, not 2.0"),
+        ({"neuron.kind": "LIF", "neuron.decay": 1}, "neuron.decay must be a number from 0 to below 1, not 1"),
+        ({"neuron.kind": "KLIF", "neuron.tau": 1}, "neuron.tau must be a number above 1, not 1"),
+        ({"neuron.gamma": -1.0, "neuron.beta1": 7.0}, "cannot be built, see .*neuron.beta1"),
         ({"training.optimiser": "lion"}, "training.optimiser must be one of adam, adamw, sgd, not 'lion'"),
         ({"training.schedule": "warm"}, "training.schedule must be .*not 'warm'"),
         ({"training.loss": "hinge"}, "training.loss must be one of 'cross-entropy', 'mse', not 'hinge'"),
@@ -214,6 +228,12 @@ def test_a_recipe_task_or_value_that_is_not_there(monkeypatch):
         small.training("ponghiran_roy_2022", "timit", "v1", **{"training.padding": "ignored"})
     with pytest.raises(RecipeError, match=r"data.augmentation is for images"):
         small.training("jiang_2023", "nmnist", "plif", **{"data.augmentation": "crop and flip"})
+    with pytest.raises(RecipeError, match=r"curriculum_effective must be a list of \[longest piece, epochs\]"):
+        small.training("ponghiran_roy_2022", "timit", "v1", **{"training.curriculum_effective": [[4]]})
+    with pytest.raises(RecipeError, match=r"training.plateau.factor must be a number between 0 and 1, not 2"):
+        small.training("ponghiran_roy_2022", "timit", "v1", **{"training.plateau.factor": 2})
+    with pytest.raises(RecipeError, match=r"network.blocks must be a list of lists of channels"):
+        small.training("jiang_2023", "mnist", "plif", **{"network.blocks": [4]})
     with pytest.raises(RecipeError, match=r"--set data.steps=..., not data.frames"):
         recipes.choose(KLIF, "nmnist", "plif", {"data.frames": 20})
     plan = recipes.PLANS["jiang_2023"]

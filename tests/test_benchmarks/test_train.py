@@ -229,6 +229,21 @@ def test_frames_that_are_padding_count_nowhere_but_as_released():
         assert (labels == 2).sum() == 12 and set(labels.unique().tolist()) <= {2, IGNORED}
 
 
+def test_frames_are_read_once():
+    read = []
+
+    class Archive(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    pairs = Archive((torch.ones(length, 2), torch.ones(length).long()) for length in (5, 3, 4))
+    feed = Frames({"train": pairs, "test": pairs}, SequenceLengths(((2, 1), (9, 1)), effective=False), 3, 0)
+    for epoch in range(2):
+        assert list(feed.training(epoch, Place())) and list(feed.held_out("test", Place()))
+    assert read == [0, 1, 2] * 2
+
+
 TOGETHER = ("zhang_2023", "ponghiran_roy_2022")
 
 
