@@ -36,6 +36,11 @@ def _events(t: np.ndarray, x: np.ndarray, y: np.ndarray, p: np.ndarray) -> np.nd
     return found
 
 
+def _in_order(events: np.ndarray) -> np.ndarray:
+    """By time, equal times as they are: packets of one stream may overlap where every event has its whole time."""
+    return events[np.argsort(events["t"], kind="stable")]
+
+
 def integrate(events: np.ndarray, frames: int, split_by: str, height: int, width: int) -> np.ndarray:
     """Count events into frames, ``[frames, 2, height, width]`` float32.
 
@@ -46,11 +51,17 @@ def integrate(events: np.ndarray, frames: int, split_by: str, height: int, width
         height, width: of the sensor, in pixels.
 
     Raises:
-        DataError: an event is off the sensor.
+        DataError: an event is off the sensor, or before the one that precedes it.
     """
     if len(events) and (events["x"].max() >= width or events["y"].max() >= height):
         raise DataError(
             f"an event at ({events['x'].max()}, {events['y'].max()}) is off the sensor of {width} x {height} pixels"
+        )
+    if len(back := np.flatnonzero(np.diff(events["t"]) < 0)):
+        before, after = events["t"][back[0] : back[0] + 2]
+        raise DataError(
+            f"events must be in order of time; number {back[0] + 2} is at {after} us, the one before at {before} us; "
+            "the recording is damaged, get it again"
         )
     if split_by == "number":
         passed, extent = np.arange(len(events)), len(events) // frames
@@ -121,7 +132,7 @@ def read_aedat2(path: Path) -> np.ndarray:
 
 
 def read_aedat3(path: Path) -> np.ndarray:
-    """Events of DVS128-Gesture in AEDAT 3.1: packets with a head of 28 bytes, little-endian; only polarity events."""
+    """Events of DVS128-Gesture in AEDAT 3.1, by time: packets with a head of 28 bytes, little-endian; only polarity."""
     content = _content(path)
     if not content.startswith(b"#!AER-DAT3"):
         raise DataError(f"{path}: expected AEDAT 3.1 (#!AER-DAT3.1), found {content[:12]!r}")
@@ -141,11 +152,11 @@ def read_aedat3(path: Path) -> np.ndarray:
             data, time = np.frombuffer(content, "<u4", 2 * capacity, at).reshape(-1, 2).astype(np.int64).T
             found.append(_events(time | overflow << 31, data >> 17 & 0x7FFF, data >> 2 & 0x7FFF, data >> 1 & 1))
         at += size * capacity
-    return np.concatenate(found) if found else np.empty(0, EVENT)
+    return _in_order(np.concatenate(found)) if found else np.empty(0, EVENT)
 
 
 def read_aedat4(path: Path) -> np.ndarray:
-    """Events in AEDAT 4, by the package ``aedat``; columns and rows as they are stored.
+    """Events in AEDAT 4, by time, by the package ``aedat``; columns and rows as they are stored.
 
     Raises:
         DataError: the package is not installed, or the file is no such file.
@@ -161,7 +172,7 @@ def read_aedat4(path: Path) -> np.ndarray:
     if not packets:
         return np.empty(0, EVENT)
     every = np.concatenate(packets)
-    return _events(every["t"], every["x"], every["y"], every["on"])
+    return _in_order(_events(every["t"], every["x"], every["y"], every["on"]))
 
 
 # Sets --------------------------------------------------------------------------------------------

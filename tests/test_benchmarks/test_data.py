@@ -210,11 +210,13 @@ def test_the_events_of_every_format_are_those_written(tmp_path, monkeypatch):
     generated.aedat3(path, [(1, 0, MADE[:1]), (2, 0, MADE), (1, 0, []), (1, 1, MADE[1:])])
     late = [(t + 2**31, x, y, p) for t, x, y, p in MADE[1:]]
     assert as_lists(events.read_aedat3(path)) == [MADE[0], *late]
+    generated.aedat3(path, [(1, 1, MADE[1:]), (1, 0, MADE[:1])])  # put in the order of time
+    assert as_lists(events.read_aedat3(path)) == [MADE[0], *late]
     with pytest.raises(DataError, match="pip install aedat"):
         monkeypatch.setitem(sys.modules, "aedat", None)
         events.read_aedat4(path)
     made = np.array(MADE, [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("on", "?")])
-    packets = [{"events": made[:1]}, {"imus": 0}, {"events": made[1:]}]
+    packets = [{"events": made[1:]}, {"imus": 0}, {"events": made[:1]}]  # put in the order of time
     monkeypatch.setitem(sys.modules, "aedat", SimpleNamespace(Decoder=lambda path: packets))
     assert as_lists(events.read_aedat4(path)) == MADE
 
@@ -281,6 +283,15 @@ def test_an_event_off_the_sensor_is_refused_with_its_file(tmp_path):
     generated.atis(tmp_path / "Test" / "0" / "00000.bin", [(1, 34, 0, 1)])
     with pytest.raises(DataError, match=r"00000.bin: an event at \(34, 0\) is off the sensor of 34 x 34"):
         load("nmnist", tmp_path, check=False).test[0]
+
+
+@pytest.mark.parametrize("split_by", ["number", "time"])
+def test_events_out_of_order_are_refused_with_their_file(tmp_path, split_by):
+    generated.write("nmnist", tmp_path, each=2)
+    generated.atis(tmp_path / "Test" / "0" / "00000.bin", [(1, 3, 0, 1), (9, 3, 0, 1), (9, 3, 0, 1), (8, 3, 0, 1)])
+    found = load("nmnist", tmp_path, check=False, split_by=split_by).test
+    with pytest.raises(DataError, match=r"00000.bin: events must be .* number 4 is at 8 us, the one before at 9 us"):
+        found[0]
 
 
 def test_nmnist_labels_are_the_folders_numbers(tmp_path):
