@@ -117,7 +117,7 @@ MODELS: Mapping[str, Model] = {
 }
 
 
-class _Analogue(nn.Module):
+class _TorchRNN(nn.Module):
     """One layer of ``nn.LSTM`` or ``nn.GRU``, which returns its outputs only."""
 
     def __init__(self, rnn: nn.RNNBase) -> None:
@@ -133,7 +133,7 @@ def _layer(cell: str, inputs: int, width: int, recurrent: bool) -> list[nn.Modul
     """The modules of one layer, for sequences ``[T, N, inputs]``."""
     if cell in ("LSTM", "GRU"):
         # They have no form without a recurrence.
-        return [_Analogue((nn.LSTM if cell == "LSTM" else nn.GRU)(inputs, width))]
+        return [_TorchRNN((nn.LSTM if cell == "LSTM" else nn.GRU)(inputs, width))]
     from snn_ext import snntorch as face
 
     options: dict[str, Any] = {"init_hidden": True, "step_mode": False}

@@ -100,7 +100,7 @@ class _SpikingJelly(networks.SpikingJelly):
         return node
 
 
-HOSTS: Mapping[str, Callable[[str], networks.Parts]] = {"snntorch": _SnnTorch, "spikingjelly": _SpikingJelly}
+HOSTS: Mapping[str, Callable[[str], networks.Builder]] = {"snntorch": _SnnTorch, "spikingjelly": _SpikingJelly}
 
 
 def network(

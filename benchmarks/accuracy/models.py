@@ -110,7 +110,7 @@ class Gated(nn.Module):
         return outputs
 
 
-class Analogue(nn.Module):
+class TorchRNN(nn.Module):
     """``nn.LSTM`` or ``nn.GRU`` of one layer."""
 
     def __init__(self, rnn: nn.RNNBase, memory: float) -> None:
@@ -182,8 +182,8 @@ def _asrc(inputs: int, width: int, memory: Any) -> nn.Module:
     return _driven(inputs, width, neuron)
 
 
-def _analogue(rnn: Callable[[int, int], nn.RNNBase]) -> Callable[[int, int, Any], nn.Module]:
-    return lambda inputs, width, memory: Analogue(rnn(inputs, width), memory)
+def _torch_rnn(rnn: Callable[[int, int], nn.RNNBase]) -> Callable[[int, int, Any], nn.Module]:
+    return lambda inputs, width, memory: TorchRNN(rnn(inputs, width), memory)
 
 
 def _snntorch(name: str) -> Callable[[int, int, Any], nn.Module]:
@@ -219,8 +219,8 @@ MODELS: Mapping[str, tuple[str, Callable[[int, int, Any], nn.Module], str]] = {
     "gated v2": ("snntorch", _gated(True), "initial bias of the gate that keeps"),
     "SRC": ("snntorch", _src, "span; around LIF with beta 0.5"),
     "ASRC": ("snntorch", _asrc, "largest lag; around LIF with beta 0.5"),
-    "LSTM": ("torch", _analogue(nn.LSTM), "initial bias of the forget gate"),
-    "GRU": ("torch", _analogue(nn.GRU), "initial bias of the update gate"),
+    "LSTM": ("torch", _torch_rnn(nn.LSTM), "initial bias of the forget gate"),
+    "GRU": ("torch", _torch_rnn(nn.GRU), "initial bias of the update gate"),
     "snnTorch Leaky": ("snntorch", _snntorch("Leaky"), _DECAY),
     "snnTorch RLeaky": ("snntorch", _snntorch("RLeaky"), _DECAY),
     "SpikingJelly ParametricLIFNode": ("spikingjelly", _parametric_lif_node, f"initial {_DECAY}; learned"),

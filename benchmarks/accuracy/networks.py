@@ -2,8 +2,8 @@
 
 Settings are a mapping by dotted name, as :mod:`benchmarks.accuracy.recipe` chooses them. Three kinds of network:
 
-- :class:`Stack`: Linear, dropout, neurons, layer by layer, and a Linear summed over all steps; a layer may hear
-  itself (LSTM-LIF, TC-LIF, SRC, ASRC);
+- :class:`Stack`: Linear, dropout, neurons, layer by layer, and a Linear summed over all steps; a layer may be
+  recurrent (LSTM-LIF, TC-LIF, SRC, ASRC);
 - :class:`Convolutions`: the nets of PLIF, with KLIF neurons;
 - :class:`PerFrame`: the gated synaptic layers, their baseline, GRU and LSTM, with scores for every frame.
 
@@ -29,19 +29,19 @@ Settings = Mapping[str, Any]
 SURROGATES = {"triangle": surrogate.triangle(), "atan": surrogate.atan(2.0)}
 
 
-class Parts(Protocol):
+class Builder(Protocol):
     """What the hosts do differently."""
 
     def neuron(self, settings: Settings) -> nn.Module:
         """Neurons of one layer."""
 
-    def hearing(self, neuron: nn.Module, width: int, span: int, product: nn.Module | None) -> nn.Module:
-        """... that hear themselves from ``span`` steps back."""
+    def recurrent(self, neuron: nn.Module, width: int, span: int, product: nn.Module | None) -> nn.Module:
+        """... with recurrence from ``span`` steps back; ``product`` in place of its usual weights."""
 
     def adaptive(self, neuron: nn.Module, width: int, max_span: int, settings: Settings) -> nn.Module:
         """... from as many steps back as they learn to."""
 
-    def coded(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
+    def synaptic(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
         """A layer of synaptic neurons with its weights: ``"baseline"``, ``"v1"`` or ``"v2"``."""
 
     def encoder(self, settings: Settings) -> nn.Module:
@@ -55,7 +55,7 @@ class Parts(Protocol):
 
 
 class SnnTorch:
-    """The parts in snnTorch."""
+    """Modules in snnTorch."""
 
     def __init__(self) -> None:
         from snn_ext import snntorch as face
@@ -63,7 +63,7 @@ class SnnTorch:
         self.face: Any = face
 
     def neuron(self, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         kind = settings["neuron.kind"]
         common = {
             "threshold": settings["neuron.threshold"],
@@ -85,34 +85,34 @@ class SnnTorch:
             )
         return _known(self.face, {"LSTM-LIF": "LSTMLIF", "TC-LIF": "TCLIF"}, kind)(**_compartments(settings), **common)
 
-    def hearing(self, neuron: Any, width: int, span: int, product: nn.Module | None) -> nn.Module:
-        """See :class:`Parts`."""
+    def recurrent(self, neuron: Any, width: int, span: int, product: nn.Module | None) -> nn.Module:
+        """See :class:`Builder`."""
         return self.face.SkipRecurrent(neuron, None if product else width, span, recurrent=product)
 
     def adaptive(self, neuron: Any, width: int, max_span: int, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         return self.face.AdaptiveSkipRecurrent(neuron, width, max_span, **_temperature(settings))
 
-    def coded(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
-        return _coded(self.face, kind, inputs, width, settings, init_hidden=True, step_mode=False)
+    def synaptic(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
+        """See :class:`Builder`."""
+        return _synaptic(self.face, kind, inputs, width, settings, init_hidden=True, step_mode=False)
 
     def encoder(self, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         return self.face.SynapticLIF(0.0, **_codes(settings), init_hidden=True, step_mode=False)
 
     def finish(self, net: nn.Module) -> None:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
 
     def begin(self, net: nn.Module) -> None:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         for module in net.modules():
             if isinstance(module, self.face.SequenceNeuron):
                 module.reset_mem()
 
 
 class SpikingJelly:
-    """The parts in SpikingJelly."""
+    """Modules in SpikingJelly."""
 
     def __init__(self) -> None:
         from spikingjelly.activation_based import functional
@@ -123,7 +123,7 @@ class SpikingJelly:
         self.functional: Any = functional
 
     def neuron(self, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         kind = settings["neuron.kind"]
         common = {
             "v_threshold": settings["neuron.threshold"],
@@ -144,32 +144,32 @@ class SpikingJelly:
         names = {"LSTM-LIF": "LSTMLIFNode", "TC-LIF": "TCLIFNode"}
         return _known(self.face, names, kind)(**_compartments(settings), **common)
 
-    def hearing(self, neuron: nn.Module, width: int, span: int, product: nn.Module | None) -> nn.Module:
-        """See :class:`Parts`."""
+    def recurrent(self, neuron: nn.Module, width: int, span: int, product: nn.Module | None) -> nn.Module:
+        """See :class:`Builder`."""
         return self.face.SkipRecurrentContainer(neuron, width, span, recurrent=product)
 
     def adaptive(self, neuron: nn.Module, width: int, max_span: int, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         return self.face.AdaptiveSkipRecurrentContainer(neuron, width, max_span, **_temperature(settings))
 
-    def coded(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
-        return _coded(self.face, kind, inputs, width, settings)
+    def synaptic(self, kind: str, inputs: int, width: int, settings: Settings) -> nn.Module:
+        """See :class:`Builder`."""
+        return _synaptic(self.face, kind, inputs, width, settings)
 
     def encoder(self, settings: Settings) -> nn.Module:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         return self.face.SynapticLIFNode(0.0, learn_beta=False, **_codes(settings))
 
     def finish(self, net: nn.Module) -> None:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         self.functional.set_step_mode(net, "m")
 
     def begin(self, net: nn.Module) -> None:
-        """See :class:`Parts`."""
+        """See :class:`Builder`."""
         self.functional.reset_net(net)
 
 
-HOSTS: Mapping[str, Callable[[], Parts]] = {"snntorch": SnnTorch, "spikingjelly": SpikingJelly}
+HOSTS: Mapping[str, Callable[[], Builder]] = {"snntorch": SnnTorch, "spikingjelly": SpikingJelly}
 
 
 def _known(face: Any, names: Mapping[str, str], kind: str) -> Any:
@@ -215,7 +215,7 @@ def _codes(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _coded(face: Any, kind: str, inputs: int, width: int, settings: Settings, **more: Any) -> nn.Module:
+def _synaptic(face: Any, kind: str, inputs: int, width: int, settings: Settings, **more: Any) -> nn.Module:
     options = {"dropout": settings["network.dropout"], **_codes(settings), **more}
     if kind == "baseline":
         beta = torch.full((width,), float(settings["network.decay_init"]))
@@ -250,9 +250,9 @@ def _dropout(p: float, settings: Settings) -> list[nn.Module]:
 class Stack(nn.Module):
     """``[T, N, *]`` to scores ``[N, classes]``: the sum over time of a Linear of the last layer's spikes."""
 
-    def __init__(self, parts: Parts, settings: Settings, inputs: int, classes: int) -> None:
+    def __init__(self, builder: Builder, settings: Settings, inputs: int, classes: int) -> None:
         super().__init__()
-        self.parts = parts
+        self.builder = builder
         hidden = settings["network.hidden"]
         recurrent = settings.get("network.recurrent", [True] * len(hidden))
         if len(recurrent) != len(hidden):
@@ -260,30 +260,30 @@ class Stack(nn.Module):
                 f"network.recurrent must say so of each of the {len(hidden)} layers of network.hidden, got {recurrent}"
             )
         layers: list[nn.Module] = []
-        for width, hears in zip(hidden, recurrent, strict=True):
+        for width, feeds_back in zip(hidden, recurrent, strict=True):
             layers += [nn.Linear(inputs, width, bias=settings["network.bias"])]
             layers += _dropout(settings["network.dropout"], settings)
-            layers += [self._neurons(settings, width, hears)]
+            layers += [self._neurons(settings, width, feeds_back)]
             inputs = width
         self.layers = nn.Sequential(*layers)
         self.readout = nn.Linear(inputs, classes, bias=settings["network.bias"])
-        parts.finish(self)
+        builder.finish(self)
 
-    def _neurons(self, settings: Settings, width: int, hears: bool) -> nn.Module:
-        neuron = self.parts.neuron(settings)
-        if not hears:
+    def _neurons(self, settings: Settings, width: int, recurrent: bool) -> nn.Module:
+        neuron = self.builder.neuron(settings)
+        if not recurrent:
             return neuron
         if "network.max_span" in settings:
-            return self.parts.adaptive(neuron, width, settings["network.max_span"], settings)
+            return self.builder.adaptive(neuron, width, settings["network.max_span"], settings)
         if "network.span" in settings:
-            return self.parts.hearing(neuron, width, settings["network.span"], None)
+            return self.builder.recurrent(neuron, width, settings["network.span"], None)
         # torch's initial values, and a bias: TC-LIF's.
         product = nn.Linear(width, width, bias=settings["network.recurrent_bias"])
-        return self.parts.hearing(neuron, width, 1, product)
+        return self.builder.recurrent(neuron, width, 1, product)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores."""
-        self.parts.begin(self)
+        self.builder.begin(self)
         return self.readout(self.layers(x.flatten(2))).sum(0)
 
 
@@ -301,15 +301,15 @@ class Convolutions(nn.Module):
     The first convolution and norm of an image are computed once and are the current of every step.
     """
 
-    def __init__(self, parts: Parts, settings: Settings, shape: Sequence[int], classes: int, steps: int) -> None:
+    def __init__(self, builder: Builder, settings: Settings, shape: Sequence[int], classes: int, steps: int) -> None:
         super().__init__()
-        self.parts, self.steps, self.voters = parts, steps, settings["network.voters"]
+        self.builder, self.steps, self.voters = builder, steps, settings["network.voters"]
         channels, height, width = shape
         modules: list[nn.Module] = []
         for block in settings["network.blocks"]:
             for made in block:
                 convolution = nn.Conv2d(channels, made, 3, padding=1, bias=False)
-                modules += [EachStep(convolution, nn.BatchNorm2d(made)), parts.neuron(settings)]
+                modules += [EachStep(convolution, nn.BatchNorm2d(made)), builder.neuron(settings)]
                 channels = made
             modules.append(EachStep(nn.MaxPool2d(2)))
             height, width = height // 2, width // 2
@@ -318,21 +318,21 @@ class Convolutions(nn.Module):
         features = settings["network.features"]
         first, second = settings["network.dropout"]
         modules += [nn.Flatten(2), *_dropout(first, settings)]
-        modules += [nn.Linear(channels * height * width, features, bias=False), parts.neuron(settings)]
+        modules += [nn.Linear(channels * height * width, features, bias=False), builder.neuron(settings)]
         modules += [*_dropout(second, settings), nn.Linear(features, self.voters * classes, bias=False)]
         self.stem, *rest = modules
-        self.layers = nn.Sequential(*rest, parts.neuron(settings))
-        parts.finish(self)
+        self.layers = nn.Sequential(*rest, builder.neuron(settings))
+        builder.finish(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Rates."""
-        self.parts.begin(self)
+        self.builder.begin(self)
         current = self.stem(x.unsqueeze(0)).expand(self.steps, -1, -1, -1, -1) if x.dim() == 4 else self.stem(x)
         spikes = self.layers(current)
         return spikes.mean(0).unflatten(-1, (-1, self.voters)).mean(-1)
 
 
-class Analogue(nn.Module):
+class NormedRNN(nn.Module):
     """A layer of GRU or LSTM as the gated layers are compared with: batch norm on the products of the input, no biases.
 
     PyTorch-Kaldi's form: the reset gate acts before the product, dropout on the new term. Its mask is scaled while
@@ -377,27 +377,27 @@ class PerFrame(nn.Module):
     Encoder, layers, then a Linear without bias and batch norm over the frames, padding among them.
     """
 
-    def __init__(self, parts: Parts, settings: Settings, inputs: int, classes: int, kind: str) -> None:
+    def __init__(self, builder: Builder, settings: Settings, inputs: int, classes: int, kind: str) -> None:
         super().__init__()
-        self.parts = parts
+        self.builder = builder
         width = settings["network.hidden"]
         sizes = [inputs] + [width] * (settings["network.layers"] - 1)
         modules: list[nn.Module]
         if kind in ("gru", "lstm"):
-            modules = [Analogue(kind, size, width, settings["network.dropout"]) for size in sizes]
+            modules = [NormedRNN(kind, size, width, settings["network.dropout"]) for size in sizes]
         else:
-            modules = [parts.encoder(settings)] if settings["network.encoder"] else []
-            modules += [parts.coded(kind, size, width, settings) for size in sizes]
+            modules = [builder.encoder(settings)] if settings["network.encoder"] else []
+            modules += [builder.synaptic(kind, size, width, settings) for size in sizes]
         self.layers = nn.Sequential(*modules)
         linear = nn.Linear(width, classes, bias=False)
         bound = math.sqrt(0.01 / (width + classes))
         nn.init.uniform_(linear.weight, -bound, bound)
         self.readout = EachStep(linear, nn.BatchNorm1d(classes))
-        parts.finish(self)
+        builder.finish(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scores."""
-        self.parts.begin(self)
+        self.builder.begin(self)
         scores: Tensor = self.readout(self.layers(x))
         return scores
 

@@ -76,7 +76,7 @@ class Choice:
     note: str = ""
 
 
-class Source(NamedTuple):
+class DataPlan(NamedTuple):
     """A set of :mod:`benchmarks.data`, how it is loaded, and what differs from the recipe."""
 
     name: str
@@ -98,7 +98,7 @@ class Plan:
     """
 
     kind: str
-    data: Mapping[str, Source]
+    data: Mapping[str, DataPlan]
     settings: tuple[str, ...]
     perhaps: tuple[str, ...] = ()
     ours: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
@@ -138,25 +138,25 @@ _OURS: Mapping[str, tuple[Any, str]] = {
 }
 
 # Said here too, so that another set is permuted as well.
-_PERMUTED = Source("psmnist", {"permuted": True})
+_PERMUTED = DataPlan("psmnist", {"permuted": True})
 
 PLANS: Mapping[str, Plan] = {
     "zhang_2023": Plan(
         "stack",
         {
-            "smnist": Source("smnist"),
+            "smnist": DataPlan("smnist"),
             "psmnist": _PERMUTED,
-            **{name: Source(name) for name in ("gsc", "shd", "ssc")},
+            **{name: DataPlan(name) for name in ("gsc", "shd", "ssc")},
         },
         (*_TRAINING, *_NEURON, *_names("network", "hidden recurrent bias recurrent_bias dropout dropout_mask")),
     ),
     "xu_2025": Plan(
         "stack",
         {
-            "smnist": Source("smnist"),
+            "smnist": DataPlan("smnist"),
             "psmnist": _PERMUTED,
-            "gsc": Source("gsc", note="version 2; the released code's address is v0.01"),
-            "ssc": Source("ssc", {"units": 140}),
+            "gsc": DataPlan("gsc", note="version 2; the released code's address is v0.01"),
+            "ssc": DataPlan("ssc", {"units": 140}),
         },
         (*_TRAINING, "training.learning_rate_neuron", *_NEURON, *_names("network", "hidden bias dropout dropout_mask")),
         perhaps=(
@@ -168,9 +168,9 @@ PLANS: Mapping[str, Plan] = {
     "jiang_2023": Plan(
         "convolutions",
         {
-            "mnist": Source("smnist", {"form": "image"}),
-            "fashion": Source("fashion", {"form": "image"}),
-            **{name: Source(name) for name in ("cifar10", "nmnist", "cifar10dvs", "dvs128gesture")},
+            "mnist": DataPlan("smnist", {"form": "image"}),
+            "fashion": DataPlan("fashion", {"form": "image"}),
+            **{name: DataPlan(name) for name in ("cifar10", "nmnist", "cifar10dvs", "dvs128gesture")},
         },
         (*_TRAINING, *_NEURON, *_names("network", "blocks features voters dropout dropout_mask"), "data.steps"),
         perhaps=("data.augmentation",),
@@ -182,7 +182,7 @@ PLANS: Mapping[str, Plan] = {
     ),
     "ponghiran_roy_2022": Plan(
         "frames",
-        {name: Source(name, note="prepared with Kaldi, see benchmarks/data/kaldi.py") for name in _SPEECH},
+        {name: DataPlan(name, note="prepared with Kaldi, see benchmarks/data/kaldi.py") for name in _SPEECH},
         (
             *_TRAINING,
             *_names("training", "batch_valid length_valid batch_test curriculum_effective padding"),
@@ -438,17 +438,17 @@ def build(
         RecipeError: settings, or a sample, that do not fit the network.
     """
     settings = {name: choice.value for name, choice in chosen.items()}
-    kind, parts = _plan(name).kind, HOSTS[host]()
+    kind, builder = _plan(name).kind, HOSTS[host]()
     dims = {"stack": (2,), "convolutions": (3, 4), "frames": (2,)}[kind]
     if len(shape) not in dims:
         wanted = {"stack": "sequences [T, C]", "convolutions": "images or event frames", "frames": "[frames, F]"}[kind]
         raise RecipeError(f"recipe {name} takes {wanted}, the samples of {settings['data.set']} are {list(shape)}")
     try:
         if kind == "stack":
-            return Stack(parts, settings, shape[-1], classes)
+            return Stack(builder, settings, shape[-1], classes)
         if kind == "frames":
-            return PerFrame(parts, settings, shape[-1], classes, network)
-        return Convolutions(parts, settings, shape[-3:], classes, settings["data.steps"])
+            return PerFrame(builder, settings, shape[-1], classes, network)
+        return Convolutions(builder, settings, shape[-3:], classes, settings["data.steps"])
     except RecipeError:
         raise
     except (TypeError, ValueError) as error:

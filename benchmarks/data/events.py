@@ -179,7 +179,7 @@ def read_aedat4(path: Path) -> np.ndarray:
 
 
 @dataclass(frozen=True, eq=False)
-class Frames:
+class Recordings:
     """Recordings as the network sees them; called with a row, gives its frames ``[T, 2, H, W]``."""
 
     paths: list[Path]
@@ -230,7 +230,7 @@ def nmnist(root: Path, check: bool, *, frames: int = 10, split_by: str = "number
         # Labels are the folders' numbers.
         paths, labels = _classes(root / name, [str(digit) for digit in range(10)], "*.bin")
         sets.counted(str(root / name), len(paths), expected, check)
-        return sets.samples(Frames(paths, read_bin, frames, split_by, 34), labels)
+        return sets.samples(Recordings(paths, read_bin, frames, split_by, 34), labels)
 
     train, validation, held_out = sets.hold_out(part("Train", 60000))
     return Parts(train, validation, part("Test", 10000), f"{held_out}; {said}")
@@ -269,7 +269,7 @@ def cifar10dvs(root: Path, check: bool, *, frames: int = 15, split_by: str = "nu
     said = _options(frames, split_by)
     paths, labels = _classes(root, CIFAR_CLASSES, "*.aedat*")
     sets.counted(str(root), len(paths), 10000, check)
-    every = sets.samples(Frames(paths, _read_cifar10dvs, frames, split_by, 128), labels)
+    every = sets.samples(Recordings(paths, _read_cifar10dvs, frames, split_by, 128), labels)
     kept = np.zeros(len(labels), bool)
     for label in range(10):
         rows = np.flatnonzero(labels == label)
@@ -306,7 +306,7 @@ def dvs128gesture(root: Path, check: bool, *, frames: int = 12, split_by: str = 
         paths = sorted(path for path in folder.glob("*.npy") if _TRIAL.fullmatch(path.name))
         labels = np.array([int(path.stem.rpartition("_")[2]) for path in paths], np.int64)
         sets.counted(f"{home / trials}", len(paths), expected, check)
-        return sets.samples(Frames(paths, _read_cut, frames, split_by, 128), labels)
+        return sets.samples(Recordings(paths, _read_cut, frames, split_by, 128), labels)
 
     # 1176 and 288: SpikingJelly 2.0.0, which cuts by the same lists.
     train, validation, held_out = sets.hold_out(part("train", "trials_to_train.txt", 1176))

@@ -103,7 +103,7 @@ def test_a_recurrent_net_of_tc_lif_is_the_published_one():
 
 
 def test_the_lstm_is_torchs_but_for_the_norm():
-    layer = networks.Analogue("lstm", 3, 4, dropout=0.0).eval()
+    layer = networks.NormedRNN("lstm", 3, 4, dropout=0.0).eval()
     theirs = torch.nn.LSTM(3, 4, bias=False)
     order = [1, 0, 3, 2]  # torch has input, forget, cell, output
     with torch.no_grad():
