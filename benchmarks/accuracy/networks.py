@@ -4,7 +4,7 @@ Settings are a mapping by dotted name, as :mod:`benchmarks.accuracy.recipe` choo
 
 - :class:`Stack`: Linear, dropout, neurons, layer by layer, and a Linear summed over all steps; a layer may be
   recurrent (LSTM-LIF, TC-LIF, SRC, ASRC);
-- :class:`Convolutions`: the nets of PLIF, with KLIF neurons;
+- :class:`Convolutions`: the nets of PLIF, with KLIF or another neuron;
 - :class:`PerFrame`: the gated synaptic layers, their baseline, GRU and LSTM, with scores for every frame.
 
 The neurons are this package's, in the host's form; all else is torch. Every call starts from a reset state. The nodes

@@ -6,7 +6,7 @@ What can be trained, by recipe (``--recipe NAME`` alone lists its networks too):
                          and settings inferred from TC-LIF) and ``LIF`` in the same nets
     xu_2025              smnist, psmnist, gsc, ssc: SRC and ASRC around LIF
     jiang_2023           mnist, fashion, cifar10, nmnist, cifar10dvs, dvs128gesture: KLIF in PLIF's nets, by PLIF's
-                         protocol
+                         protocol; ``--set neuron.kind=LIF`` is PLIF's baseline
     ponghiran_roy_2022   timit, librispeech: baseline, v1, v2, GRU and LSTM, by frame error (no decoding)
 
 None of them was trained in full. Only Fashion-MNIST could be had where this was written; MNIST, CIFAR-10, Speech

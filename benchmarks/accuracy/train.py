@@ -213,9 +213,12 @@ class Frames:
             raise TrainingError(f"{place.world} processes cannot share a batch of {self.batch}; take fewer processes")
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
         length = self.lengths.length(min(epoch, self.lengths.epochs - 1))
-        for one in batches(
-            *self._read("train"), length, self.batch, padding_label=self.padding_label, generator=generator
-        ):
+        inputs, labels = self._read("train")
+        try:
+            made = batches(inputs, labels, length, self.batch, padding_label=self.padding_label, generator=generator)
+        except ValueError as error:
+            raise TrainingError(f"training.batch = {self.batch} does not fit the training part: {error}") from error
+        for one in made:
             x, y = (whole[:, place.rank :: place.world] for whole in (one.inputs, one.labels))
             yield x, y, place.world * float((y != IGNORED).sum()) / float((one.labels != IGNORED).sum())
 

@@ -223,6 +223,8 @@ def test_frames_that_are_padding_count_nowhere_but_as_released():
         assert total == pytest.approx(2) and [part[1].shape[1] for part in parts] == [2, 1]
     with pytest.raises(TrainingError, match="4 processes cannot share a batch of 3"):
         next(feed.training(0, Place(0, 4)))
+    with pytest.raises(TrainingError, match=r"training.batch = 4 does not fit .*3 pieces do not fill one batch"):
+        next(Frames({"train": pairs}, lengths, 4, 0).training(0, Place()))
     feed = Frames({"test": pairs}, lengths, 3, 0, held_out_batch={"test": (2, None)})
     for world in (1, 2, 3):
         labels = torch.cat([y.flatten() for rank in range(world) for _, y in feed.held_out("test", Place(rank, world))])
