@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,20 @@ def versions() -> dict[str, str]:
         return found | {"compiler": cpu._compiler()[1].splitlines()[0]}
     except cpu.NoCompiler:
         return found | {"compiler": "none"}
+
+
+@cache
+def commit() -> str:
+    """Of the checkout that this is, with ``+`` where files differ from it; ``"unknown"`` without git."""
+
+    def git(*asked: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *asked]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def machine() -> dict[str, Any]:

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 
 from .. import machine
+from ..data.fetch import DataError
+from ..hosts import Missing
 from .tasks import Task
 
 Runs = Sequence[Mapping[str, Any]]
@@ -76,8 +78,8 @@ def complete(
 ) -> None:
     """Run what is missing, one at a time, and write the file after each.
 
-    A run that raises is kept as ``{..., "failed": reason, "seconds"}`` and not tried again; take it out of the file
-    to do so.
+    A run that fails as computations do is kept as ``{..., "failed": reason, "seconds"}`` and not tried again; take it
+    out of the file to do so. Every run has the ``"commit"`` of the code that made it.
 
     Args:
         path, result: from :func:`opened`; a run is added to ``result["runs"]``.
@@ -102,9 +104,12 @@ def complete(
         start = time.process_time()
         try:
             one = {**train(**missing), "part": part}
-        except Exception as error:
+        except (DataError, Missing):
+            raise  # nothing of this run's own
+        except (ArithmeticError, RuntimeError, ValueError) as error:
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             one = {**missing, "failed": reason, "seconds": round(time.process_time() - start, 2), "part": part}
+        one["commit"] = machine.commit()
         if "seconds" not in one:
             untold += time.process_time() - start
         runs.append(one)

@@ -223,7 +223,7 @@ def _wanted(runs: Sequence[Mapping[str, Any]], quick: bool) -> Iterator[dict[str
     for model in MODELS:
         chosen = experiment.best(runs, model=model)
         if chosen is None:
-            return
+            continue  # every run of its search failed
         for seed in seeds[1:]:
             yield {key: {**chosen, "seed": seed, "part": "seeds"}[key] for key in _KEY}
     chosen = experiment.best(runs, model="v2")

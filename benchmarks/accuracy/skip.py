@@ -362,7 +362,7 @@ def _wanted(runs: Sequence[Mapping[str, Any]], quick: bool, full: bool = False) 
             for model in models:
                 chosen = experiment.best(runs, model=model)
                 if chosen is None:
-                    return
+                    continue  # every run of its search failed
                 yield dict(zip(_KEY, (model, chosen["rate"], seed, "seeds"), strict=True))
 
 

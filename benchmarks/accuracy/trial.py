@@ -7,6 +7,7 @@ that is best on validation data are tested, once.
 from __future__ import annotations
 
 import copy
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -97,7 +98,7 @@ def train(
         their gradient was not finite; ``seconds`` processor time.
 
     Raises:
-        FloatingPointError: no update had a finite gradient.
+        FloatingPointError: no update had a finite gradient, or a score is not a number.
         ValueError: the parameters are too few.
     """
     start = time.process_time()
@@ -123,6 +124,8 @@ def train(
             skipped += 1
         if update % task.every == 0 or update == task.updates:
             curve.append(score(net, task, task.validation))
+            if not math.isfinite(curve[-1]):
+                raise FloatingPointError(f"the score on validation data is {curve[-1]} after {update} updates")
             training.step_temperature(net)
             if curve[-1] == max(curve):
                 best = copy.deepcopy(net.state_dict())

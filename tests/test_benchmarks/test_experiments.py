@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -24,6 +25,8 @@ from benchmarks.accuracy import (
 )
 from benchmarks.data import handwritten
 from benchmarks.data.events import read_bin
+from benchmarks.data.fetch import DataError
+from benchmarks.hosts import Missing
 from snn_ext import sequence
 from snn_ext.core import surrogate
 from snn_ext.neurons import lstm_lif
@@ -115,7 +118,25 @@ def test_a_failed_run_is_listed_and_not_tried_again_and_the_budget_ends_it(tmp_p
     failed, worked = result["runs"]
     assert failed["failed"] == "FloatingPointError: not a number" and failed["model"] == "a" and "test" not in failed
     assert worked["test"] == 0.5
+    assert re.fullmatch(r"[0-9a-f]{7,}\+?|unknown", worked["commit"])
     assert capsys.readouterr().out.count("stopped: the runs have taken 1.00 of 1 hours") == 2
+
+
+@pytest.mark.parametrize("error", [DataError, Missing, KeyError])
+def test_missing_data_and_mistakes_are_no_failed_runs(tmp_path, error):
+    def train(model):
+        raise error("not there")
+
+    result = {"settings": {}, "runs": []}
+    with pytest.raises(error):
+        experiment.complete(
+            tmp_path / "results.json",
+            result,
+            ("model", "part"),
+            lambda _: iter([{"model": "a", "part": "search"}]),
+            train,
+        )
+    assert result["runs"] == [] and not (tmp_path / "results.json").exists()
 
 
 def test_spread_and_what_still_rose():
