@@ -45,27 +45,27 @@ def integrate(events: np.ndarray, frames: int, split_by: str, height: int, width
     """Count events into frames, ``[frames, 2, height, width]`` float32.
 
     Args:
-        events: ``[events]`` of :data:`EVENT`, in the order of time.
+        events: ``[events]`` of :data:`EVENT`.
         frames: T.
         split_by: ``"number"`` or ``"time"``.
         height, width: of the sensor, in pixels.
 
     Raises:
-        DataError: an event is off the sensor, or before the one that precedes it.
+        DataError: an event is off the sensor, or, split by time, before the one that precedes it.
     """
     if len(events) and (events["x"].max() >= width or events["y"].max() >= height):
         raise DataError(
             f"an event at ({events['x'].max()}, {events['y'].max()}) is off the sensor of {width} x {height} pixels"
         )
-    if len(back := np.flatnonzero(np.diff(events["t"]) < 0)):
-        before, after = events["t"][back[0] : back[0] + 2]
-        raise DataError(
-            f"events must be in order of time; number {back[0] + 2} is at {after} us, the one before at {before} us; "
-            "the recording is damaged, get it again"
-        )
-    if split_by == "number":
+    if split_by == "number":  # in the order of the file, as the papers have it
         passed, extent = np.arange(len(events)), len(events) // frames
     else:
+        if len(back := np.flatnonzero(np.diff(events["t"]) < 0)):
+            before, after = events["t"][back[0] : back[0] + 2]
+            raise DataError(
+                f"events must be in order of time to be split by it; number {back[0] + 2} is at {after} us, the one "
+                f"before at {before} us; get the recording again, or split_by='number'"
+            )
         passed = events["t"] - events["t"][0] if len(events) else events["t"]
         extent = int(passed[-1]) // frames if len(events) else 0
     # Fewer events (or microseconds) than frames: the frame's extent is 0, and all is left over.
