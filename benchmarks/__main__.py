@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     accuracy.set_defaults(command="accuracy")
     timed = commands.add_parser(
         "speed",
-        help="time neurons, layers and networks against plain loops, the hosts and LSTM; three quarters of an hour",
+        help="time neurons, layers and networks against plain loops, the hosts and LSTM; an hour",
         description="Check, then time, what is ours against the best plain loop, the hosts as released and nn.LSTM; "
         "prints tables. The JSON of --json is described in benchmarks/speed/command.py; with it a run that was cut "
         "short goes on. Linux or macOS; --device cuda was not run on a GPU here.",
