@@ -70,6 +70,7 @@ from snn_ext.neurons.lif import lif
 from snn_ext.neurons.lstm_lif import betas, lstm_lif
 
 from ..data import handwritten
+from ..data.sets import SPLIT_SEED, drawn
 from ..hosts import require
 from . import experiment
 from .tasks import Batch, Task
@@ -91,7 +92,7 @@ RATES, SEEDS = (3e-3, 1e-2), (0, 1, 2)
 LAG_RATE, WEIGHT_DECAY = 0.1, 0.01
 LAST_TEMPERATURE = 0.96**199
 NOISE, DROPPED = (0.1, 0.2, 0.4), (0.1, 0.3, 0.5)
-_SPLIT_SEED, _PERMUTATION_SEED, _DAMAGE_SEED = 0, 0, 1_000_003
+_PERMUTATION_SEED, _DAMAGE_SEED = 0, 1_000_003
 
 
 def permutation(steps: int) -> Tensor:
@@ -116,16 +117,8 @@ def permuted_digits(
     order = permutation(steps) if permuted else torch.arange(steps)
     sequences = pixels.flatten(1).t()[order].unsqueeze(2).contiguous()  # [T, images, 1]
     labels = torch.from_numpy(source.labels).long()
-    draw = np.random.default_rng(_SPLIT_SEED)
-    chosen: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for label in np.unique(source.labels):
-        images = draw.permutation(np.flatnonzero(source.labels == label))
-        if quick:
-            images = images[:20]
-        tested, validated = len(images) // 5, len(images) // 10
-        for images_of, some in zip(chosen, np.split(images, [tested, tested + validated]), strict=True):
-            images_of.extend(some.tolist())
-    tests, validations, trained = (torch.tensor(images_of) for images_of in chosen)
+    parts = drawn(source.labels, (5, 10), most=20 if quick else None)
+    tests, validations, trained = map(torch.from_numpy, parts)
 
     def part(images: Tensor) -> Batch:
         return Batch(sequences[:, images], labels[images])
@@ -150,7 +143,7 @@ def permuted_digits(
         validation=part(validations),
         test=part(tests),
         split=f"{len(trained)} train / {len(validations)} validation / {len(tests)} test, stratified, "
-        f"split seed {_SPLIT_SEED}",
+        f"split seed {SPLIT_SEED}",
         heard=steps,
         note="real images of MNIST, but not its official test set: not to be compared with published MNIST accuracy",
         source=handwritten.SOURCE,

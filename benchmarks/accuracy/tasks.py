@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from ..data import spoken
+from ..data.sets import SPLIT_SEED, drawn
 from ..data.spoken import Digits
 
 STEPS_READ = 10
 FRAMES = 25
 """Kept of each spoken digit, one a step."""
-_SPLIT_SEED = 0
 
 
 Objective = Literal["class", "symbols", "value"]
@@ -108,21 +108,12 @@ class Recordings:
     def split(self) -> str:
         """The sizes of the parts, in words."""
         sizes = f"{len(self.train)} train / {len(self.validation)} validation / {len(self.test)} test"
-        return f"{sizes}, stratified, split seed {_SPLIT_SEED}"
+        return f"{sizes}, stratified, split seed {SPLIT_SEED}"
 
 
 def recordings(source: Digits, quick: bool = False) -> Recordings:
     """The recordings of every digit; ``quick`` takes 20 of each."""
-    shuffled = np.random.default_rng(_SPLIT_SEED)
-    parts: tuple[list[int], list[int], list[int]] = ([], [], [])
-    for label in np.unique(source.labels):
-        clips = shuffled.permutation(np.flatnonzero(source.labels == label))
-        if quick:
-            clips = clips[:20]
-        tested, validated = len(clips) // 5, len(clips) // 10
-        for clips_of, chosen in zip(parts, np.split(clips, [tested, tested + validated]), strict=True):
-            clips_of.extend(chosen.tolist())
-    test, validation, train = (np.array(clips_of) for clips_of in parts)
+    test, validation, train = drawn(source.labels, (5, 10), most=20 if quick else None)
 
     starts = np.concatenate([[0], np.cumsum(source.lengths)])
     x = np.zeros((FRAMES, len(source.labels), source.frames.shape[1]), np.float32)

@@ -195,13 +195,16 @@ def load(sets: Mapping[str, Entry], name: str, root: Path | None, check: bool, o
     )
 
 
-def stratified(labels: np.ndarray, shares: Sequence[int], seed: int = SPLIT_SEED) -> list[np.ndarray]:
-    """Rows in parts that hold every class alike, in ascending order.
+def drawn(
+    labels: np.ndarray, shares: Sequence[int], seed: int = SPLIT_SEED, most: int | None = None
+) -> list[np.ndarray]:
+    """Rows in parts that hold every class alike, class after class as they were drawn.
 
     Args:
         labels: ``[rows]``.
         shares: ``(5, 10)`` gives a fifth and a tenth of every class, and then the rest.
         seed: of the draw.
+        most: rows of every class that are taken; ``None`` for all.
 
     Returns:
         One array of rows for each share, and one for what is left.
@@ -209,13 +212,18 @@ def stratified(labels: np.ndarray, shares: Sequence[int], seed: int = SPLIT_SEED
     draw = np.random.default_rng(seed)
     parts: list[list[int]] = [[] for _ in range(len(shares) + 1)]
     for label in np.unique(labels):
-        rows = draw.permutation(np.flatnonzero(labels == label))
+        rows = draw.permutation(np.flatnonzero(labels == label))[:most]
         # Of a very small set a part has one of each class, where there is one to spare.
         least = int(len(rows) > len(shares))
         ends = np.cumsum([max(len(rows) // share, least) for share in shares])
         for part, chosen in zip(parts, np.split(rows, ends), strict=True):
             part.extend(chosen.tolist())
-    return [np.sort(np.array(part, np.int64)) for part in parts]
+    return [np.array(part, np.int64) for part in parts]
+
+
+def stratified(labels: np.ndarray, shares: Sequence[int], seed: int = SPLIT_SEED) -> list[np.ndarray]:
+    """The parts of :func:`drawn`, each in ascending order of its rows."""
+    return [np.sort(part) for part in drawn(labels, shares, seed)]
 
 
 def hold_out(train: Samples) -> tuple[Samples, Samples, str]:

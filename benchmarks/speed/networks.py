@@ -224,8 +224,12 @@ _Neuron = Callable[[int], nn.Module]
 
 
 def _torch_net(network: Network, neuron: _Neuron) -> nn.Module:
-    made = {"neuron": neuron, "Flatten": lambda: nn.Flatten(2)}
-    return _Plain(*(made.get(name, getattr(nn, name, None))(*sizes) for name, sizes in network.layers))  # type: ignore[operator, misc]
+    made: Mapping[str, Callable[..., nn.Module]] = {
+        "neuron": neuron,
+        "Flatten": lambda: nn.Flatten(2),
+        **{kind.__name__: kind for kind in (nn.Linear, nn.Conv2d, nn.AvgPool2d)},
+    }
+    return _Plain(*(made[name](*sizes) for name, sizes in network.layers))
 
 
 def _by_hand(network: Network, source: Callable[..., Tensor] | None = None) -> Column:
@@ -533,9 +537,10 @@ def _steppers(network: Network, backend: str) -> dict[str, Callable[[], nn.Modul
 
     def ours_in_snntorch() -> nn.Module:
         net = _ours_in_snntorch(network, backend).net
+        layer: Any
         for layer in net.children():
             if not isinstance(layer, nn.Linear):
-                layer.step_mode = True  # type: ignore[assignment]
+                layer.step_mode = True
         return net
 
     return {
