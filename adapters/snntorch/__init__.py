@@ -1,0 +1,83 @@
+"""What we propose to snnTorch (MIT): see the README beside, and ``python -m adapters.snntorch --help``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from snn_ext.core import surrogate
+from snn_ext.neurons import lstm_lif
+from snn_ext.neurons.lstm_lif import betas
+
+from ..change import Change, Edit
+from ..equations import charge, expressions, reset
+
+BASE = "snnTorch 634fc22 (MIT)"
+_HERE = Path(__file__).parent
+_LIST = "list(net._modules.values())"
+
+
+def registered(module: str, *classes: str, returns: int, describe: str) -> tuple[Edit, ...]:
+    """The checklist of ``_neurons/__init__.py``: where snnTorch must know a neuron.
+
+    Args:
+        module: of ``snntorch/_neurons``.
+        classes: in it, the first one the parent of the others.
+        returns: how many outputs a step has.
+        describe: the entry in the list of neurons of the documentation.
+    """
+    parent = classes[0]
+    flag = f"is_{module}"
+    return (
+        Edit("snntorch/_neurons/__init__.py", '    "leaky",', f'    "{module}",'),
+        Edit("snntorch/_neurons/__init__.py", "from .leaky import Leaky", f"from .{module} import {', '.join(classes)}"),
+        Edit("snntorch/utils.py", "    global is_slstm", f"    global {flag}"),
+        Edit("snntorch/utils.py", "    is_slstm = False", f"    {flag} = False"),
+        Edit(
+            "snntorch/utils.py",
+            "            is_slstm = True",
+            f"        if isinstance({_LIST}[idx], snn.{parent}):\n            {flag} = True",
+        ),
+        Edit(
+            "snntorch/utils.py",
+            "        snn.SLSTM.detach_hidden()",
+            f"    if {flag}:\n"
+            f"        snn.{parent}.reset_hidden()  # reset hidden state to 0's\n"
+            f"        snn.{parent}.detach_hidden()",
+        ),
+        Edit(
+            "snntorch/utils.py",
+            f"    if isinstance({_LIST}[-1], snn.SLSTM):\n        return 3",
+            f"    if isinstance({_LIST}[-1], snn.{parent}):\n        return {returns}",
+        ),
+        Edit("snntorch/backprop.py", "        utils.is_slstm: snn.SLSTM,", f"        utils.{flag}: snn.{parent},"),
+        Edit("docs/snntorch.rst", "* **Alpha** - Alpha Membrane Model", describe, optional=True),
+    )
+
+
+def _lstmlif() -> Change:
+    names = {"x": "input_", "v": "mem", "v_dend": "dend", "s": "spk", "v_reset": "0"}
+    names |= {"gamma": "self.gamma", "v_threshold": "self.threshold"}
+    beta1, beta2 = expressions(betas, "self.c1", "self.c2")
+    return Change(
+        folder=_HERE / "lstmlif",
+        base=BASE,
+        generated={
+            "betas": [f"beta1 = {beta1}", f"beta2 = {beta2}"],
+            "charge": charge(lstm_lif(), names),
+            "subtract_pre": reset(lstm_lif("pre", "soft"), names),
+            "subtract_post": reset(lstm_lif("post", "soft"), names),
+            "zero": reset(lstm_lif("pre", "hard"), names),
+            "triangle": [f"grad = {expressions(surrogate.triangle().derivative, 'x')[0]}"],
+        },
+        edits=registered(
+            "lstmlif",
+            "LSTMLIF",
+            "TCLIF",
+            returns=3,
+            describe="* **LSTMLIF**, **TCLIF** - Two-Compartment Neurons (dendrite and soma) for long sequences",
+        ),
+    )
+
+
+CHANGES = (_lstmlif(),)
+"""The pull requests, each on its own."""
