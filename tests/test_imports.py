@@ -31,7 +31,7 @@ BELOW = {
     "spikingjelly": {"core", "neurons", "sequence", "recurrence", "connection", "layer", "training"},
 }
 # They serve both faces, so they may know both; a host only when called (which the tests below hold).
-ABOVE = {"convert", "nir", "doctor", "__main__"}
+ABOVE = {"conversion", "nir", "doctor", "__main__"}
 # Names without a room: the version.
 ANYONE = {"__version__"}
 
