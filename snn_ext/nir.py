@@ -55,7 +55,7 @@ __all__ = ["export_to_nir", "import_from_nir"]
 
 _DT = 1e-4
 _ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-_KNOWN = ("torch", "snn_ext", "snntorch", "spikingjelly")
+_PACKAGES = ("snn_ext", "snntorch", "spikingjelly")
 
 
 def _check_dt(dt: float) -> None:
@@ -67,11 +67,11 @@ def _check_dt(dt: float) -> None:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into ``nn.Sequential`` and the forward of a user's module; every other module is a node."""
+    """Looks into ``nn.Sequential`` and a user's forward; a module of torch, a host or ours is one node."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        known = type(m).__module__.partition(".")[0] in _KNOWN or hasattr(m, "_make")
-        return known and type(m) is not nn.Sequential
+        ours = type(m).__module__.partition(".")[0] in _PACKAGES or hasattr(m, "_make")
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 class _Signal(NamedTuple):
