@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks.speed import command
 from snn_ext.neurons import CATALOGUE
@@ -28,7 +29,17 @@ def table():
     return "\n".join(rows)
 
 
-NAMES = ["snntorch", "spikingjelly", "several levels", "skip recurrence", "what a step costs", "kernels", "own neuron"]
+NAMES = [
+    "snntorch",
+    "spikingjelly",
+    "several levels",
+    "skip recurrence",
+    "what a step costs",
+    "convert",
+    "nir",
+    "kernels",
+    "own neuron",
+]
 
 
 @pytest.mark.parametrize("snippet", SNIPPETS, ids=NAMES)
@@ -45,6 +56,15 @@ def test_snippets_run(snippet, capsys):
         assert names["net"][3].lags.temperature.item() == pytest.approx(0.96) and names["net"][3].lags.logits.grad.any()
     elif "count" in names:
         assert re.search(r"1\.weight|0\.weight.*valued", printed := capsys.readouterr().out) and "LSTM-LIF" in printed
+    elif "yours" in names:
+        x_seq = torch.rand(50, 8, 13)
+        assert torch.equal(names["yours"](x_seq), names["fused"](x_seq))
+        assert torch.equal(names["longer"](x_seq), names["moved"](x_seq))
+        assert not torch.equal(names["yours"](x_seq), names["longer"](x_seq))
+    elif "graph" in names:
+        x_seq = torch.rand(50, 8, 13) * 2
+        spikes = torch.stack([names["net"](x) for x in x_seq])
+        assert spikes.mean() > 0.05 and (names["there"](x_seq) != spikes).float().mean() < 0.01
     elif "node" in names:
         assert "runs in cpu" in capsys.readouterr().out
         assert names["node"].backend == "torch"
