@@ -163,11 +163,11 @@ def test_rleaky_becomes_a_skip_recurrent_with_its_weights(kind):
         [False] if kind == "frozen" else [True] * len(list(ours.recurrent.parameters()))
     )
     assert isinstance(ours.recurrent, OneToOne) == ("V" in arguments)
-    states = [], []
+    states = [rleaky.init_rleaky(), ours.init_rleaky()]
     x = torch.randint(-8, 17, (8, 3, 4, *((5, 5) if kind == "convolution" else ()))) / 8
     for now in x:
         (spk, mem), (same_spk, same_mem) = rleaky(now, *states[0]), ours(now, *states[1])
-        states = (spk, mem), (same_spk, same_mem)
+        states = [(spk, mem), (same_spk, same_mem)]
         assert torch.equal(spk, same_spk) and torch.equal(mem, same_mem)
     assert 0 < spk.mean() < 1
 
@@ -220,6 +220,15 @@ def test_in_place_parameters_hooks_and_reset_net_go_on():
     handle.remove()
     net(torch.rand(5, 2, 3))
     assert len(calls) == 1
+
+
+def test_a_loop_that_passes_the_states_goes_on():
+    hosts = snn.Leaky(0.875, reset_mechanism="zero")
+    ours = snn_ext.convert(hosts, "LIF")
+    mem, same_mem = hosts.init_leaky(), ours.init_leaky()
+    for now in 2 * torch.rand(8, 3, 4):
+        (spk, mem), (same_spk, same_mem) = hosts(now, mem), ours(now, same_mem)
+        assert torch.equal(spk, same_spk) and torch.equal(mem, same_mem)
 
 
 def test_a_neuron_by_itself_is_returned():

@@ -289,6 +289,10 @@ class SequenceNeuron(SpikingNeuron):
         states = tuple(getattr(self, name) for name in self.state_names)
         return states[0] if len(states) == 1 else states
 
+    def init_leaky(self) -> Any:
+        """The same as :meth:`reset_mem`, as a network calls it that was written with ``snntorch.Leaky``."""
+        return self.reset_mem()
+
     def detach_states(self) -> None:
         """Cut the states from the graph they were computed in."""
         for name in self.state_names:

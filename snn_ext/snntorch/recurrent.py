@@ -349,6 +349,10 @@ class _Recurrent(SequenceNeuron):
         self._fresh = True
         return tuple(getattr(self, name) for name in self.state_names)
 
+    def init_rleaky(self) -> Any:
+        """The same as :meth:`reset_mem`, as a network calls it that was written with ``snntorch.RLeaky``."""
+        return self.reset_mem()
+
     def detach_states(self) -> None:
         """Cut the past outputs and the neuron's states from the graph they were computed in."""
         for name in self.state_names:
