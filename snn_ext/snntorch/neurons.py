@@ -258,8 +258,13 @@ class SequenceNeuron(SpikingNeuron):
         return given
 
     def _store(self, states: tuple[Tensor, ...]) -> None:
-        for name, state in zip(reversed(self.state_names), states, strict=True):
-            setattr(self, name, state)
+        named = zip(reversed(self.state_names), states, strict=True)
+        if torch.compiler.is_compiling():
+            for name, state in named:
+                setattr(self, name, state)
+        else:  # what that does in the end; the way there takes as long as two operations
+            self._buffers.update(named)
+            self.__dict__["_fresh"] = False
 
     def _finish(self, spk: Tensor, mem: Tensor | None, dim: int) -> Tensor:
         if self.inhibition and mem is not None:
@@ -628,6 +633,10 @@ class _TwoCompartment(SequenceNeuron):
     def forward(self, input_: Tensor, dend: Tensor | None = None, mem: Tensor | None = None) -> Any:
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
         return self._forward(input_, dend, mem)
+
+    def init_synaptic(self) -> Any:
+        """The same as :meth:`reset_mem`, as a network calls it that was written with ``snntorch.Synaptic``."""
+        return self.reset_mem()
 
 
 class LSTMLIF(_TwoCompartment):
