@@ -184,6 +184,21 @@ def test_the_graph_computes_the_network(host):
     assert torch.equal(simulate(export_to_nir(net, x[0].float()), x), spikes)
 
 
+@pytest.mark.parametrize("decay_input", [True, False])
+def test_a_neuron_leaks_towards_its_reset_potential(decay_input):
+    net = on_the_grid(
+        nn.Sequential(layer.Linear(6, 8), lif("spikingjelly", 4.0, decay_input=decay_input, v_reset=-0.25))
+    )
+    x = data((3, 6))
+    spikes = run(net, x)
+    assert fires(spikes)
+    graph = export_to_nir(net, x[0].float())
+    assert torch.equal(simulate(graph, x), spikes)
+    assert torch.equal(run(import_from_nir(graph, "spikingjelly"), x), spikes)
+    with pytest.raises(ValueError, match=r"1 \(LIF\): v_reset and v_leak must be 0 in snnTorch"):
+        import_from_nir(graph, "snntorch")
+
+
 @every_net
 @pytest.mark.parametrize("there", HOSTS)
 @every_host
