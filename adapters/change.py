@@ -26,6 +26,21 @@ class ChangeError(ValueError):
     """A checkout, or a committed patch, is not what the change was made for; says where."""
 
 
+def filled(text: str, generated: Mapping[str, Sequence[str]], path: str) -> str:
+    """A text with the statements that stand for its marks; ``path`` is what an error calls it.
+
+    Raises:
+        ChangeError: a mark without statements.
+    """
+
+    def lines(match: re.Match[str]) -> str:
+        if match[2] not in generated:
+            raise ChangeError(f"{path}: nothing is generated for the mark {match[2]!r}")
+        return "".join(f"{match[1]}{line}\n" for line in generated[match[2]])
+
+    return _MARK.sub(lines, text)
+
+
 @dataclass(frozen=True)
 class Edit:
     """Lines to be inserted into a file of the project.
@@ -97,15 +112,7 @@ class Change:
         paths = sorted(path for path in self.folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
         found = {path.relative_to(self.folder).as_posix(): path.read_text() for path in paths}
         del found["message.md"]
-        return {path: self._filled(path, text) for path, text in found.items()}
-
-    def _filled(self, path: str, text: str) -> str:
-        def lines(match: re.Match[str]) -> str:
-            if match[2] not in self.generated:
-                raise ChangeError(f"{path}: nothing is generated for the mark {match[2]!r}")
-            return "".join(f"{match[1]}{line}\n" for line in self.generated[match[2]])
-
-        return _MARK.sub(lines, text)
+        return {path: filled(text, self.generated, path) for path, text in found.items()}
 
     def applied(self, root: Path) -> dict[str, tuple[str | None, str]]:
         """What every file that changes is in the checkout (None: it is not there), and will be.

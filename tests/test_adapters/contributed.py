@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -48,7 +50,53 @@ def lstmlif(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
                 yield f"{name} {reset} {detach}", lambda m=module: stepped(m, sequence(30, 4, 3), m.reset_mem())
 
 
-CASES = {"snntorch": (lstmlif,), "spikingjelly": ()}
+def klif(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
+    """KLIF in snnTorch."""
+    for reset in ("subtract", "zero", "none"):
+        for detach in (False, True):
+            options = {"k": torch.tensor([0.7, 1.0, 1.3]), "reset_mechanism": reset, "detach_reset": detach}
+            beta = torch.tensor([0.9, 0.5, 0.25])
+            module = snn.KLIF(beta, learn_beta=True, learn_threshold=True, **options)
+            yield f"KLIF {reset} {detach}", lambda m=module: stepped(m, sequence(30, 4, 3), (m.reset_mem(),))
+
+
+def run(
+    module: Any, inputs: tuple[Tensor, ...], mode: str, memories: tuple[str, ...], hard_reset: bool = False
+) -> Results:
+    """A SpikingJelly module over a sequence, step by step (``"s"``) or at once (``"m"``), and its gradients.
+
+    Steps are recorded with the memories after each, a sequence with the last ones; all of it has a gradient. The
+    host's hard reset adds up the two parts of a spike's gradient in another order than ours.
+    """
+    from spikingjelly.activation_based import functional
+
+    functional.set_step_mode(module, mode)
+    if mode == "s":
+        record = []
+        for now in zip(*(x.unbind(0) for x in inputs), strict=True):
+            output = module(*now)
+            record.append((output, *(getattr(module, name) for name in memories)))
+        found = dict(zip(("output", *memories), map(torch.stack, zip(*record, strict=True)), strict=True))
+    else:
+        found = {"output": module(*inputs)} | {name: getattr(module, name) for name in memories}
+        if getattr(module, "v_seq", None) is not None:
+            found["v_seq"] = module.v_seq
+    weights = torch.linspace(-1, 2, max(map(len, found.values())))
+    sum((one.flatten(1).sum(1) * weights[: len(one)]).sum() for one in found.values()).backward()
+    found |= {f"{'gradient of' if hard_reset else 'exact gradient of'} input {i}": x.grad for i, x in enumerate(inputs)}
+    found |= {f"gradient of {name}": one.grad for name, one in module.named_parameters()}
+    return {name: one.detach() for name, one in found.items()}
+
+
+def two_compartments(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
+    """LSTM-LIF and TC-LIF in SpikingJelly."""
+    for name, v_reset, detach, mode in product(("LSTMLIFNode", "TCLIFNode"), (None, -0.25), (False, True), "sm"):
+        module = getattr(sj, name)(beta2=0.25, v_reset=v_reset, detach_reset=detach, store_v_seq=True)
+        program = partial(run, module, (sequence(30, 4, 3),), mode, ("v", "v_dend"), v_reset is not None)
+        yield f"{name} {v_reset} {detach} {mode}", program
+
+
+CASES = {"snntorch": (lstmlif, klif), "spikingjelly": (two_compartments,)}
 
 
 def computed(host: str, package: Any) -> dict[str, Results]:
