@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from snn_ext.core import surrogate
-from snn_ext.neurons import lstm_lif
+from snn_ext.neurons import klif, lstm_lif
 from snn_ext.neurons.lstm_lif import betas
 
 from ..change import Change, Edit
@@ -79,5 +79,24 @@ def _lstmlif() -> Change:
     )
 
 
-CHANGES = (_lstmlif(),)
+def _klif() -> Change:
+    names = {"x": "input_", "v": "mem", "s": "spk", "v_reset": "0", "v_threshold": "self.threshold", "k": "self.k"}
+    return Change(
+        folder=_HERE / "klif",
+        base=BASE,
+        generated={
+            "charge": charge(klif("beta", False), names),
+            "subtract": reset(klif("beta", False, "soft"), names),
+            "zero": reset(klif("beta", False, "hard"), names),
+        },
+        edits=registered(
+            "klif",
+            "KLIF",
+            returns=2,
+            describe="* **KLIF** - Leaky Integrate-and-Fire Neuron with a learnable scaling factor",
+        ),
+    )
+
+
+CHANGES = (_lstmlif(), _klif())
 """The pull requests, each on its own."""

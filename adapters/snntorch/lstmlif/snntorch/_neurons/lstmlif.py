@@ -210,8 +210,9 @@ class LSTMLIF(SpikingNeuron):
         self.register_buffer("mem", torch.zeros(0), False)
 
     def reset_mem(self):
-        self.dend = torch.zeros_like(self.dend, device=self.dend.device)
-        self.mem = torch.zeros_like(self.mem, device=self.mem.device)
+        # empty, as at first: nothing has fired that a step would reset
+        self.dend = torch.zeros(0, device=self.dend.device)
+        self.mem = torch.zeros(0, device=self.mem.device)
         return self.dend, self.mem
 
     def forward(self, input_, dend=None, mem=None):
@@ -231,10 +232,12 @@ class LSTMLIF(SpikingNeuron):
         if not self.dend.shape == input_.shape:
             self.dend = torch.zeros_like(input_, device=self.dend.device)
 
-        if not self.mem.shape == input_.shape:
-            self.mem = torch.zeros_like(input_, device=self.mem.device)
+        if self.mem.shape == input_.shape:
+            dend, mem = self._reset_states(self.dend, self.mem)
+        else:
+            dend = self.dend
+            mem = torch.zeros_like(input_, device=self.mem.device)
 
-        dend, mem = self._reset_states(self.dend, self.mem)
         self.dend, self.mem = self._charge(input_, dend, mem)
 
         if self.state_quant:

@@ -144,6 +144,18 @@ class TestLSTMLIF:
             neuron(beta2=1.0)
         assert not list(neuron(learn_beta=False).parameters())
 
+    def test_lstmlif_first_reset(self, neuron):
+        # before the first step nothing has fired: no gradient of a reset,
+        # in the first sequence as in the next
+        grads = []
+        lif = neuron(spike_grad=surrogate.atan(), learn_threshold=True)
+        for _ in range(2):
+            lif.threshold.grad = None
+            _, dend, mem = lif(torch.ones(1), *lif.reset_mem())
+            (dend + mem + 0 * lif.threshold).sum().backward()
+            grads.append(lif.threshold.grad.item())
+        assert grads == [0.0, 0.0]
+
     def test_lstmlif_reset(
         self,
         lstmlif_instance,
