@@ -211,7 +211,7 @@ def _converted(
 ) -> tuple[nir.NIRNode | None, _Signal]:
     """The node of a module, ``None`` for an identity, and what comes out of it."""
     shape = tuple(signal.value.shape[axes:])
-    if isinstance(module, nn.Identity) or (isinstance(module, nn.modules.dropout._DropoutNd) and not module.training):
+    if isinstance(module, nn.Identity) or (_is_dropout(module) and not module.training):
         return None, signal
     if hasattr(module, "_hears") or hasattr(module, "_span"):
         return _recurrent_node(module, where, shape, signal.positive, dt), signal._replace(positive=True)
@@ -219,7 +219,7 @@ def _converted(
         return nir.LIF(**_lif(module, where, shape, signal.positive, dt)), signal._replace(positive=True)
     # SpikingJelly's layers fold time into the batch, and so count one axis less.
     made = _layer_node(module, where, shape, 1 if hasattr(module, "step_mode") else axes)
-    value = module(signal.value)
+    value = module.forward(signal.value)  # not called: its hooks are not for this
     _check_shape(made, "input_type", where, shape)
     _check_shape(made, "output_type", where, tuple(value.shape[axes:]))
     return made, _Signal((), value, signal.positive and _never_negative(module))
@@ -243,6 +243,12 @@ def _is(module: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether it is that layer of torch, or SpikingJelly's of the same name: not a subclass, which may do anything."""
     theirs = type(module).__module__.startswith("spikingjelly.") and type(module).__name__ == kind.__name__
     return type(module) is kind or (theirs and isinstance(module, kind))
+
+
+def _is_dropout(module: nn.Module) -> bool:
+    # SpikingJelly's are no subclasses of torch's.
+    theirs = type(module).__module__.startswith("spikingjelly.") and type(module).__name__ in ("Dropout", "Dropout2d")
+    return theirs or isinstance(module, nn.modules.dropout._DropoutNd)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
@@ -278,7 +284,7 @@ def _layer_node(module: Any, where: str, shape: tuple[int, ...], before: int) ->
         if start < 0:
             raise ValueError(f"{where}: must leave time and batch alone, start_dim={module.start_dim} does not")
         return nir.Flatten(np.array(shape), start, -1 if end == len(shape) - 1 else end)
-    if isinstance(module, nn.modules.dropout._DropoutNd):
+    if _is_dropout(module):
         raise ValueError(f"{where}: is random while training; call eval() first")
     raise ValueError(
         f"{where}: NIR has no node for it. Exported are LIF with a hard reset, KLIF where it is LIF, SRC around them, "
@@ -322,17 +328,18 @@ def _lif(module: Any, where: str, shape: tuple[int, ...], positive: bool, dt: fl
             "spikes with weights and biases that are not negative, and whose v_reset is not negative",
         )
 
-    def full(value: Value) -> np.ndarray:
-        array = torch.as_tensor(value, dtype=torch.float64).cpu().numpy()
-        return np.broadcast_to(array, shape).copy()
+    def full(name: str) -> np.ndarray:
+        array = torch.as_tensor(values[name], dtype=torch.float64).cpu().numpy()
+        try:
+            return np.broadcast_to(array, shape).copy()
+        except ValueError as error:
+            got = list(array.shape)
+            raise ValueError(f"{where}: {name} of shape {got} does not fit a step of shape {list(shape)}") from error
 
-    try:
-        threshold = full(values["v_threshold"])
-        beta = full(values["beta"]) if "beta" in values else None
-        need(beta is None or bool((beta < 1).all()), "beta=1 does not leak, and NIR's LIF needs a finite tau")
-        steps = full(values["tau"]) if beta is None else 1 / (1 - beta)
-    except ValueError as error:
-        raise ValueError(f"{where}: does not fit a step of shape {list(shape)}: {error}") from error
+    threshold, leak = full("v_threshold"), full("beta" if "beta" in values else "tau")
+    if "beta" in values:
+        need(bool((leak < 1).all()), "beta=1 does not leak, and NIR's LIF needs a finite tau")
+    steps = 1 / (1 - leak) if "beta" in values else leak
     return {
         "tau": steps * dt,
         "r": np.ones(shape) if options["decay_input"] else steps,
@@ -457,7 +464,9 @@ def import_from_nir(
             else:
                 module = _layer(node, where, layers)
         except ValueError as error:
-            raise error if str(error).startswith(where) else ValueError(f"{where}: {error}") from error
+            if str(error).startswith(where):
+                raise
+            raise ValueError(f"{where}: {error}") from error
         modules[attribute] = module
         values[name] = made.call_module(attribute, (_added(made, values, before[name]),))
     made.output(_added(made, values, before[outputs[0]]))

@@ -61,9 +61,9 @@ def dense(host):
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
-            linear = nn.Linear if host == "snntorch" else layer.Linear
+            linear, dropout = (nn.Linear, nn.Dropout) if host == "snntorch" else (layer.Linear, layer.Dropout)
             per_neuron = THRESHOLD + torch.arange(8) / 4
-            self.first = nn.Sequential(linear(6, 8), lif(host, threshold=per_neuron), nn.Dropout(0.5))
+            self.first = nn.Sequential(linear(6, 8), lif(host, threshold=per_neuron), dropout(0.5))
             self.branch = nn.Sequential(
                 linear(8, 8, bias=False), lif(host, 4.0, decay_input=True, threshold=THRESHOLD / 4)
             )
@@ -328,14 +328,13 @@ def rleaky(features):
 
 
 def test_a_leaky_that_snntorch_exports():
-    """beta=0.75 comes back from its float32 numbers to the bit."""
-    leaky = snn.Leaky(
-        torch.full((8,), 0.75), threshold=torch.full((8,), THRESHOLD), reset_mechanism="zero", init_hidden=True
-    )
+    """Its numbers are float32, dt among them; they come back to the bit, also without memory."""
+    beta = torch.tensor([0.0, 0.5, 0.75, 0.875]).repeat(2)
+    leaky = snn.Leaky(beta, threshold=torch.full((8,), THRESHOLD), reset_mechanism="zero", init_hidden=True)
     net = on_the_grid(nn.Sequential(nn.Linear(6, 8), leaky))
     x = data((3, 6)).float()
     back = import_from_nir(snntorch_export(net, x[0, 0]), "snntorch")
-    assert getattr(back, "1").beta.item() == 0.75
+    assert torch.equal(getattr(back, "1").beta, beta)
     utils.reset(net)
     spikes = torch.stack([net(now) for now in x]).detach()
     assert fires(spikes)
