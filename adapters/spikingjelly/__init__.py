@@ -90,5 +90,35 @@ def _lstm_lif() -> Change:
     )
 
 
-CHANGES = (_lstm_lif(),)
+def _skip_recurrent() -> Change:
+    container = f"{_PACKAGE}/layer/container.py"
+    return Change(
+        folder=_HERE / "skip_recurrent",
+        base=BASE,
+        edits=(
+            Edit(
+                container,
+                '    "LinearRecurrentContainer",',
+                '    "SkipRecurrentContainer",\n    "AdaptiveSkipRecurrentContainer",',
+            ),
+            _insertion(
+                container, '        return f", step_mode={self.step_mode}"', "skip_recurrent_containers.py", {}
+            ),
+            # Twice: where it is imported, and where it is kept from changing its children.
+            Edit(
+                f"{_PACKAGE}/functional/net_config.py",
+                "        SeqToANNContainer,",
+                "        SkipRecurrentContainer,",
+            ),
+            changelog(
+                "Recurrent Containers",
+                "Module: `spikingjelly.activation_based.layer`.",
+                "- Added `SkipRecurrentContainer` and `AdaptiveSkipRecurrentContainer`, recurrent\n"
+                "  connections that span several time steps, with a fixed or a learned span.",
+            ),
+        ),
+    )
+
+
+CHANGES = (_lstm_lif(), _skip_recurrent())
 """The pull requests, each on its own."""

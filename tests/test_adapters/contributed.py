@@ -10,7 +10,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib import import_module
 from itertools import product
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -30,13 +32,14 @@ def stepped(module: Any, x: Tensor, states: tuple[Tensor, ...]) -> Results:
     record = []
     for now in x.unbind(0):
         returned = module(now, *states)
+        returned = returned if isinstance(returned, tuple) else (returned,)
         states = returned[1:]
         record.append(returned)
     found = {f"returned {i}": torch.stack(one) for i, one in enumerate(zip(*record, strict=True))}
     weights = torch.linspace(-1, 2, len(x)).reshape(-1, *(1,) * (x.dim() - 1))
     sum((one * weights).sum() for one in found.values()).backward()
     found["gradient"] = x.grad
-    found |= {f"gradient of {name}": one.grad for name, one in module.named_parameters()}
+    found |= {f"gradient of {name}": one.grad for name, one in module.named_parameters() if one.grad is not None}
     return {name: one.detach() for name, one in found.items()}
 
 
@@ -60,13 +63,11 @@ def klif(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
             yield f"KLIF {reset} {detach}", lambda m=module: stepped(m, sequence(30, 4, 3), (m.reset_mem(),))
 
 
-def run(
-    module: Any, inputs: tuple[Tensor, ...], mode: str, memories: tuple[str, ...], hard_reset: bool = False
-) -> Results:
+def run(module: Any, inputs: tuple[Tensor, ...], mode: str, memories: tuple[str, ...], exact: bool = True) -> Results:
     """A SpikingJelly module over a sequence, step by step (``"s"``) or at once (``"m"``), and its gradients.
 
-    Steps are recorded with the memories after each, a sequence with the last ones; all of it has a gradient. The
-    host's hard reset adds up the two parts of a spike's gradient in another order than ours.
+    Steps are recorded with the memories after each, a sequence with the last ones; all of it has a gradient. Those of
+    the inputs are not ``exact`` where parts of them are added up in another order than ours.
     """
     from spikingjelly.activation_based import functional
 
@@ -83,8 +84,10 @@ def run(
             found["v_seq"] = module.v_seq
     weights = torch.linspace(-1, 2, max(map(len, found.values())))
     sum((one.flatten(1).sum(1) * weights[: len(one)]).sum() for one in found.values()).backward()
-    found |= {f"{'gradient of' if hard_reset else 'exact gradient of'} input {i}": x.grad for i, x in enumerate(inputs)}
-    found |= {f"gradient of {name}": one.grad for name, one in module.named_parameters()}
+    found |= {f"{'exact ' * exact}gradient of input {i}": x.grad for i, x in enumerate(inputs)}
+    # Ours keeps the logits of the lags in a module of their own.
+    named = {name.removeprefix("lags."): one for name, one in module.named_parameters() if one.grad is not None}
+    found |= {f"gradient of {name}": one.grad for name, one in named.items()}
     return {name: one.detach() for name, one in found.items()}
 
 
@@ -92,11 +95,52 @@ def two_compartments(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
     """LSTM-LIF and TC-LIF in SpikingJelly."""
     for name, v_reset, detach, mode in product(("LSTMLIFNode", "TCLIFNode"), (None, -0.25), (False, True), "sm"):
         module = getattr(sj, name)(beta2=0.25, v_reset=v_reset, detach_reset=detach, store_v_seq=True)
-        program = partial(run, module, (sequence(30, 4, 3),), mode, ("v", "v_dend"), v_reset is not None)
+        program = partial(run, module, (sequence(30, 4, 3),), mode, ("v", "v_dend"), v_reset is None)
         yield f"{name} {v_reset} {detach} {mode}", program
 
 
-CASES = {"snntorch": (lstmlif, klif), "spikingjelly": (two_compartments,)}
+def skip_recurrent(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
+    """Skip recurrent containers in SpikingJelly, around a neuron of the host's and one of the contributed."""
+    for node, adaptive, training, mode in product(("LIFNode", "TCLIFNode"), (False, True), (False, True), "sm"):
+        child = sj.LIFNode(decay_input=False, v_reset=None) if node == "LIFNode" else sj.TCLIFNode()
+        container = sj.AdaptiveSkipRecurrentContainer if adaptive else sj.SkipRecurrentContainer
+        module = container(child, 3, 4, bias=True).train(training)
+        with torch.no_grad():
+            module.recurrent.weight.copy_(sequence(3, 3) / 4)
+            module.recurrent.bias.copy_(sequence(3) / 4)
+            for logits in (one for name, one in module.named_parameters() if name.endswith("logits")):
+                logits.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
+        name = f"{container.__name__} {node} {'train' if training else 'eval'} {mode}"
+        yield name, partial(run, module, (sequence(30, 4, 3),), mode, ("y",), False)
+
+
+def skiprecurrent(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
+    """SRC and ASRC in snnTorch, around a neuron of the host's and one of ours."""
+    host = import_module("snntorch")
+
+    def run(module: Any) -> Results:
+        with torch.no_grad():  # on the grid, as the inputs
+            module.recurrent.weight.copy_(sequence(4, 4) / 4)
+            for name, parameter in module.named_parameters():
+                if name.endswith("logits"):
+                    parameter.copy_(torch.linspace(0, 1, len(parameter)))
+        found = stepped(module, sequence(30, 2, 4), ())
+        if hasattr(module, "max_span") or hasattr(module, "logits"):
+            # A spike is heard at several lags: a sum whose order is not promised.
+            found["gradient of the input"] = found.pop("gradient")
+        return {name.replace("lags.", ""): one for name, one in found.items()} | {"mem": module.neuron.mem.detach()}
+
+    for span in (1, 3, 40):
+        for neuron in (host.Leaky(0.5, init_hidden=True), snn.KLIF(0.5, init_hidden=True)):
+            module = snn.SkipRecurrent(neuron, 4, span)
+            yield f"SkipRecurrent {span} {type(neuron).__name__}", lambda m=module: run(m)
+    for training in (True, False):
+        for neuron in (host.Synaptic(0.5, 0.25, init_hidden=True), snn.KLIF(0.5, init_hidden=True)):
+            module = snn.AdaptiveSkipRecurrent(neuron, 4, 5, 0.5).train(training)
+            yield f"AdaptiveSkipRecurrent {training} {type(neuron).__name__}", lambda m=module: run(m)
+
+
+CASES = {"snntorch": (lstmlif, klif, skiprecurrent), "spikingjelly": (two_compartments, skip_recurrent)}
 
 
 def computed(host: str, package: Any) -> dict[str, Results]:
@@ -109,5 +153,7 @@ if __name__ == "__main__":
     if sys.argv[1] == "snntorch":
         import snntorch as package
     else:
-        from spikingjelly.activation_based import neuron as package
+        from spikingjelly.activation_based import layer, neuron
+
+        package = SimpleNamespace(**vars(layer) | vars(neuron))
     torch.save(computed(sys.argv[1], package), sys.argv[2])
