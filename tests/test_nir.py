@@ -242,6 +242,17 @@ def test_the_same_host_gets_the_same_numbers(host):
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+def test_flatten_is_right_for_steps_and_sequences():
+    net = nn.Sequential(nn.Flatten(2, 3), lif("snntorch", step_mode=False, backend="torch"))
+    x = dyadic(STEPS, 2, 2, 3, 4) * 2
+    graph = export_to_nir(net, x)
+    assert (graph.nodes["0"].start_dim, graph.nodes["0"].end_dim) == (0, 1)
+    spikes = net(x)
+    assert fires(spikes) and spikes.shape == (STEPS, 2, 6, 4)
+    assert torch.equal(import_from_nir(graph, "snntorch", step_mode=False, backend="torch")(x), spikes)
+    assert torch.equal(run(import_from_nir(graph, "snntorch"), x), spikes)
+
+
 def test_the_other_host_gets_the_same_numbers_to_rounding():
     """beta multiplies in one host, tau = 1 / (1 - beta) divides in the other."""
     net = nn.Sequential(nn.Linear(20, 100), lif("snntorch", 1 + 9 * torch.rand(100), 0.7))
