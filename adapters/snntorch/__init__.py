@@ -16,13 +16,13 @@ _HERE = Path(__file__).parent
 _LIST = "list(net._modules.values())"
 
 
-def registered(module: str, *classes: str, returns: int, describe: str) -> tuple[Edit, ...]:
+def registered(module: str, *classes: str, returns: int | str, describe: str) -> tuple[Edit, ...]:
     """The checklist of ``_neurons/__init__.py``: where snnTorch must know a neuron.
 
     Args:
         module: of ``snntorch/_neurons``.
         classes: in it, the first one the parent of the others.
-        returns: how many outputs a step has.
+        returns: how many outputs a step has, or an expression for it.
         describe: the entry in the list of neurons of the documentation.
     """
     parent = classes[0]
@@ -98,5 +98,19 @@ def _klif() -> Change:
     )
 
 
-CHANGES = (_lstmlif(), _klif())
+def _skiprecurrent() -> Change:
+    return Change(
+        folder=_HERE / "skiprecurrent",
+        base=BASE,
+        edits=registered(
+            "skiprecurrent",
+            "SkipRecurrent",
+            "AdaptiveSkipRecurrent",
+            returns=f"2 + {_LIST}[-1].num_states",
+            describe="* **SkipRecurrent**, **AdaptiveSkipRecurrent** - Recurrent connections over several time steps",
+        ),
+    )
+
+
+CHANGES = (_lstmlif(), _klif(), _skiprecurrent())
 """The pull requests, each on its own."""
