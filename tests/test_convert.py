@@ -200,6 +200,8 @@ def test_a_function_makes_what_it_likes():
     ours = snn_ext.convert(net, half)
     assert [type(one) for one in ours] == [spikingjelly_face.LIFNode, neuron.QIFNode, neuron.IFNode]
     assert ours[0].tau == 3.0
+    after = nn.Sequential(nn.Linear(2, 2).double(), neuron.LIFNode())
+    assert snn_ext.convert(after, lambda old: spikingjelly_face.LSTMLIFNode())[1].c1.dtype == torch.float64
 
 
 def test_in_place_parameters_hooks_and_reset_net_go_on():
@@ -209,17 +211,24 @@ def test_in_place_parameters_hooks_and_reset_net_go_on():
     calls, k = [], net[1].k
     handle = net[1].register_forward_hook(lambda module, x, out: calls.append(module))
     functional.reset_net(net)  # 2.0.0 remembers what it reset
-    gone = net[1]
+    gone = list(net)  # as long as they live, it would
     assert snn_ext.convert(net, "KLIF", inplace=True, backend="torch") is net
     assert net[1].k is k and type(net[2]) is spikingjelly_face.KLIFNode
     net(torch.rand(5, 2, 3)).sum().backward()
-    assert calls == [net[1]] and gone is not net[1]
+    assert calls == [net[1]] and gone[1] is not net[1]
     assert k.grad != 0  # k is what an optimiser holds
     functional.reset_net(net)
     assert net[1].v == net[2].v == 0.0
     handle.remove()
     net(torch.rand(5, 2, 3))
     assert len(calls) == 1
+
+    hosts = nn.Sequential(
+        snn.RLeaky(0.9, linear_features=3, reset_mechanism="none", learn_beta=True, learn_threshold=True)
+    )
+    held = dict(hosts[0].named_parameters())
+    snn_ext.convert(hosts, "LIF", inplace=True)
+    assert len(held) == 4 and {id(one) for one in hosts.parameters()} == {id(one) for one in held.values()}
 
 
 def test_a_loop_that_passes_the_states_goes_on():
