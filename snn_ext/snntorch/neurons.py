@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from snntorch import SpikingNeuron
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .. import sequence
 from ..core import surrogate
@@ -25,6 +26,15 @@ __all__ = ["KLIF", "LIF", "LSTMLIF", "TCLIF", "SequenceNeuron"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 _RESETS: dict[str, Reset] = {"subtract": "soft", "zero": "hard", "none": "none"}
+
+
+def is_state(given: Tensor, hidden: Tensor) -> bool:
+    """Whether ``given`` is ``hidden``, or the view of it that torch passes to a module with a backward hook."""
+    if given is hidden:
+        return True
+    if torch.compiler.is_compiling() or any(map(is_functorch_wrapped_tensor, (given, hidden))):
+        return False
+    return given.device.type != "meta" and given.is_set_to(hidden)
 
 
 class SequenceNeuron(SpikingNeuron):
@@ -253,7 +263,7 @@ class SequenceNeuron(SpikingNeuron):
             return hidden.to(device=x.device, dtype=state_dtype(x)) if fits else None
         # ``mem = lif.reset_mem()`` at the start of a batch, then ``lif(x, mem)``: what it returned is
         # empty before the first call, and has the shape and dtype of the last batch afterwards.
-        if isinstance(given, Tensor) and ((fresh and given is hidden) or given.shape == (0,)):
+        if isinstance(given, Tensor) and ((fresh and is_state(given, hidden)) or given.shape == (0,)):
             return None
         return given
 

@@ -16,7 +16,7 @@ from ..core.neuron import Value, check_size, state_dtype
 from ..core.reference import Result
 from ..recurrence import Block, check_block
 from ..sequence import check_inputs
-from .neurons import Inputs, SequenceNeuron
+from .neurons import Inputs, SequenceNeuron, is_state
 
 __all__ = ["ASRC", "SRC", "AdaptiveSkipRecurrent", "SkipRecurrent"]
 
@@ -299,7 +299,7 @@ class _Recurrent(SequenceNeuron):
             return self._fitting(name, state, x, shape) if given is state else state
         if not self._foreign:
             return self.neuron._state(name, given, x, shape)
-        reset = self._fresh and given is getattr(self.neuron, name)
+        reset = self._fresh and isinstance(given, Tensor) and is_state(given, getattr(self.neuron, name))
         if given is None or reset or (isinstance(given, Tensor) and given.shape == (0,)):
             return None
         if not isinstance(given, Tensor) or given.shape != shape:

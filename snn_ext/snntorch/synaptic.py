@@ -176,6 +176,8 @@ class SynapticLIF(_Synaptic):
         """The same as :meth:`reset_mem`, under snnTorch's older name."""
         return self.reset_mem()
 
+    init_synaptic = init_synapticlif  # as a network calls it that was written with snntorch.Synaptic
+
 
 class GatedSynaptic(_Synaptic):
     r"""Ponghiran and Roy v1, without its weights: a gated synaptic current (arXiv 2109.01905).
