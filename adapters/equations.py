@@ -25,8 +25,8 @@ from snn_ext.kernels.trace import Node
 Names = Mapping[str, str]
 """By a name of the equations the target's expression for it; a name that is missing stays. ``s`` is the spike."""
 
-# The text of an operation, how strongly it binds (1 sum, 2 product, 3 sign, 4 name or call), and how strongly each
-# operand must for the text to mean the same operations in the same order.
+# The text of an operation, how strongly it binds (0 comparison, 1 sum, 2 product, 3 sign, 4 name or call), and how
+# strongly each operand must for the text to mean the same operations in the same order.
 _SPELLINGS: Mapping[str, tuple[str, int, Mapping[str, int]]] = {
     "add": ("{self} + {other}", 1, {"self": 1, "other": 2}),
     "sub": ("{self} - {other}", 1, {"self": 1, "other": 2}),
@@ -34,7 +34,12 @@ _SPELLINGS: Mapping[str, tuple[str, int, Mapping[str, int]]] = {
     "mul": ("{self} * {other}", 2, {"self": 2, "other": 3}),
     "div": ("{self} / {other}", 2, {"self": 2, "other": 3}),
     "neg": ("-{self}", 3, {"self": 3}),
+    "reciprocal": ("{self}.reciprocal()", 4, {"self": 4}),
     "abs": ("{self}.abs()", 4, {"self": 4}),
+    "trunc": ("torch.trunc({self})", 4, {"self": 0}),
+    "lt": ("{self} < {other}", 0, {"self": 1, "other": 1}),
+    "gt": ("{self} > {other}", 0, {"self": 1, "other": 1}),
+    "where": ("torch.where({condition}, {self}, {other})", 4, {"condition": 0, "self": 0, "other": 0}),
     "clamp_min": ("{self}.clamp_min({min})", 4, {"self": 4, "min": 0}),
     "relu": ("torch.relu({self})", 4, {"self": 0}),
     "sigmoid": ("torch.sigmoid({self})", 4, {"self": 0}),
@@ -59,6 +64,16 @@ def charge(neuron: Neuron, names: Names, temporaries: Sequence[str] = ()) -> lis
     arguments = {node.name: node for node in graph.nodes() if node.op == "argument"}
     begun = {name: arguments.get(was) for name, was in zip(neuron.states, old)}
     return _Writer(graph, spelled, {}, temporaries).statements(_results(neuron, graph, "h_"), begun, names)
+
+
+def fire(neuron: Neuron, names: Names, temporaries: Sequence[str] = ()) -> list[str]:
+    """Statements that compute the output ``s`` of the charged states, for one of several levels. As :func:`charge`.
+
+    No gradient is in them: of what is straight through, the value is written down.
+    """
+    graph = _graph(neuron)
+    known = {node: names.get(name, name) for name, node in _results(neuron, graph, "h_").items()}
+    return _Writer(graph, _spelled(neuron, names), known, temporaries).statements({"s": _s(graph)}, {"s": None}, names)
 
 
 def reset(neuron: Neuron, names: Names, temporaries: Sequence[str] = ()) -> list[str]:
@@ -166,32 +181,53 @@ class _Writer:
         return text if strength >= stronger else f"({text})"
 
     def _of(self, value: Node | float) -> tuple[str, int]:
+        value = self._plain(value)
         if not isinstance(value, Node):
-            return f"{value:g}", 4
+            return repr(value).removesuffix(".0"), 3 if value < 0 else 4
         if value in self.known:
             return self.known[value], 4
         if value.op == "argument":
             return self.spelled[value.name or ""], 4
-        if value.op in ("constant", "cast"):
-            (inner,) = value.args.values()
-            return self._of(inner)
         if value.op not in _SPELLINGS:
             raise ValueError(f"no spelling in plain torch for the operation {value.op}")
-        if value.op in ("add", "sub", "mul") and (kept := self._kept(value)) is not None:
-            return self._of(kept)
         text, strength, needed = _SPELLINGS[value.op]
         return text.format(**{name: self.text(value.args[name], least) for name, least in needed.items()}), strength
 
     def _kept(self, node: Node) -> Node | float | None:
         """What is left of a sum with 0 or of a product with 0 or 1, where the target has these numbers."""
+        if node.op not in ("add", "sub", "mul"):
+            return None
         one, other = node.args["self"], node.args["other"]
-        numbers = _number(self.text(one)), _number(self.text(other))
-        if node.op == "mul" and 0 in numbers:
-            return 0.0
+        if node.op == "sub" and one is other:
+            return 0.0  # of a value less itself, detached: it is there for the gradient
+        numbers = self._number(one), self._number(other)
+        named = [isinstance(self._plain(value), Node) for value in (one, other)]
+        if node.op == "mul" and (0.0, True) in zip(numbers, named):
+            return 0.0  # the target's 0; one of the equations passes on a NaN of the other
         neutral = 1 if node.op == "mul" else 0
         if numbers[1] == neutral:
             return one
         return other if numbers[0] == neutral and node.op != "sub" else None
+
+    def _number(self, value: Node | float) -> float | None:
+        """The number that stands for a value in the target, if one does."""
+        value = self._plain(value)
+        if not isinstance(value, Node):
+            return value
+        try:
+            return float(self._of(value)[0]) if value in self.known or value.op == "argument" else None
+        except ValueError:
+            return None
+
+    def _plain(self, value: Node | float) -> Node | float:
+        """A value, or what the target has in its place and is computed without it."""
+        while isinstance(value, Node) and value not in self.known:
+            kept = value.args.get("self", value.args.get("value")) if value.op in ("constant", "cast") else None
+            kept = self._kept(value) if kept is None else kept
+            if kept is None:
+                break
+            value = kept
+        return value
 
     def _below(self, node: Node, stop: Iterable[Node] = ()) -> list[Node]:
         """The operands that the text of a node names or computes, again as often as it does."""
@@ -208,7 +244,11 @@ class _Writer:
         shared = [
             node
             for node in self.graph.nodes()
-            if times[node] > 1 and node.op in _SPELLINGS and node not in self.known and node not in wanted
+            if times[node] > 1
+            and node.op in _SPELLINGS
+            and node is self._plain(node)
+            and node not in self.known
+            and node not in wanted
         ]
         shared = [
             node for node in shared if not any(node in self._below(o) and times[o] == times[node] for o in shared)
@@ -226,10 +266,3 @@ class _Writer:
             if not reads.intersection(others) and old[name] not in still_read:
                 return name
         raise ValueError(f"the states {', '.join(left)} read each other's old values; no order of assignments does it")
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
