@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from snn_ext.neurons import lstm_lif
+from snn_ext.neurons.gated_synaptic import gated_synaptic
 from snn_ext.neurons.lstm_lif import Feedback, betas
 
 from ..change import Change, Edit, filled
@@ -120,5 +121,27 @@ def _skip_recurrent() -> Change:
     )
 
 
-CHANGES = (_lstm_lif(), _skip_recurrent())
+def _gated_synaptic() -> Change:
+    names = {"mask": "1", "s": "reset_spike"}
+    generated = {"charge": charge(gated_synaptic(), names, ("f",)), "reset": reset(gated_synaptic(), names)}
+    return Change(
+        folder=_HERE / "gated_synaptic",
+        base=BASE,
+        generated=generated,
+        edits=(
+            *steps("gated_synaptic_step.py", generated, "gated_synaptic_step"),
+            exported("neuron", "lif_variants", "gated_synaptic"),
+            api_page("neuron.research", "neuron.lif_variants", "Gated Synaptic Neurons", "neuron.gated_synaptic"),
+            changelog(
+                "Gated Synaptic Neuron",
+                "Modules: `spikingjelly.activation_based.neuron`,\n`spikingjelly.activation_based.functional`.",
+                "- Added `GatedSynapticNode`, a neuron whose synaptic current is gated by its input\n"
+                "  and whose output has several bits, and its state transition\n"
+                "  `gated_synaptic_step`. They run in Torch on every device.",
+            ),
+        ),
+    )
+
+
+CHANGES = (_lstm_lif(), _skip_recurrent(), _gated_synaptic())
 """The pull requests, each on its own."""

@@ -140,7 +140,21 @@ def skiprecurrent(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
             yield f"AdaptiveSkipRecurrent {training} {type(neuron).__name__}", lambda m=module: run(m)
 
 
-CASES = {"snntorch": (lstmlif, klif, skiprecurrent), "spikingjelly": (two_compartments, skip_recurrent)}
+def gated(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
+    """The gated synaptic node in SpikingJelly."""
+
+    def follow(module: Any, mode: str) -> Results:
+        gate, candidate = sequence(30, 4, 3), sequence(31, 4, 3)[1:].detach().requires_grad_()
+        found = run(module, (gate, candidate), mode, ("v", "i"))
+        reach = module.v_range if hasattr(module, "v_range") else module.surrogate_function.range
+        return found | {"range": reach.clone()}
+
+    for detach, training, alpha, mode in product((False, True), (False, True), (1.0, 0.5), "sm"):
+        module = sj.GatedSynapticNode(levels=16, dead_zone=1, alpha=alpha, detach_reset=detach).train(training)
+        yield f"GatedSynapticNode {detach} {training} {alpha} {mode}", partial(follow, module, mode)
+
+
+CASES = {"snntorch": (lstmlif, klif, skiprecurrent), "spikingjelly": (two_compartments, skip_recurrent, gated)}
 
 
 def computed(host: str, package: Any) -> dict[str, Results]:
