@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from snn_ext.core import surrogate
-from snn_ext.neurons import klif, lstm_lif
+from snn_ext.core.quantize import quantised
+from snn_ext.neurons import gated_synaptic, klif, lstm_lif
 from snn_ext.neurons.lstm_lif import betas
 
 from ..change import Change, Edit
-from ..equations import charge, expressions, reset
+from ..equations import charge, expressions, fire, reset
 
 BASE = "snnTorch 634fc22 (MIT)"
 _HERE = Path(__file__).parent
@@ -112,5 +113,28 @@ def _skiprecurrent() -> Change:
     )
 
 
-CHANGES = (_lstmlif(), _klif(), _skiprecurrent())
+def _gatedsynaptic() -> Change:
+    names = {"v": "mem", "i": "syn", "s": "spk", "alpha": "1", "mask": "1"}
+    several = quantised(gated_synaptic(), "constant", learn=False, shifted=False)
+    output = {"v": "v", "reach": "b", "s": "spk", "v_threshold": "0"}
+    return Change(
+        folder=_HERE / "gatedsynaptic",
+        base=BASE,
+        generated={
+            "charge": charge(gated_synaptic(), names, ("gate",)),
+            "fire": fire(several, output, ("scale", "inside", "code")),
+            "reset": reset(gated_synaptic(), names),
+        },
+        edits=registered(
+            "gatedsynaptic",
+            "GatedSynaptic",
+            "RGatedSynaptic",
+            returns=3,
+            describe="* **GatedSynaptic**, **RGatedSynaptic** - Layers with a gated synaptic current and spikes of several "
+            "levels",
+        ),
+    )
+
+
+CHANGES = (_lstmlif(), _klif(), _skiprecurrent(), _gatedsynaptic())
 """The pull requests, each on its own."""

@@ -33,7 +33,7 @@ def stepped(module: Any, x: Tensor, states: tuple[Tensor, ...]) -> Results:
     for now in x.unbind(0):
         returned = module(now, *states)
         returned = returned if isinstance(returned, tuple) else (returned,)
-        states = returned[1:]
+        states = returned[len(returned) - len(states) :]
         record.append(returned)
     found = {f"returned {i}": torch.stack(one) for i, one in enumerate(zip(*record, strict=True))}
     weights = torch.linspace(-1, 2, len(x)).reshape(-1, *(1,) * (x.dim() - 1))
@@ -140,6 +140,43 @@ def skiprecurrent(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
             yield f"AdaptiveSkipRecurrent {training} {type(neuron).__name__}", lambda m=module: run(m)
 
 
+def gatedsynaptic(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
+    """The gated synaptic layers in snnTorch. Ours has the weights of gate and candidate in one tensor."""
+    of_both = {
+        "drive.weight_ih": ("gate.weight", "candidate.weight"),
+        "drive.bias": ("gate.bias", "candidate.bias"),
+        "drive.weight_hh": ("recurrent_gate.weight", "recurrent_candidate.weight"),
+    }
+
+    def run(recurrent: bool, momentum: float | None, detach: bool) -> Results:
+        # One recurrent weight in a row: outputs are not on the grid, and sums of them would round.
+        shift = torch.eye(4).roll(1, 0)
+        values = {"gate.weight": sequence(4, 3) / 8, "candidate.weight": sequence(3, 4).t() / 8}
+        values |= {"recurrent_gate.weight": shift / 2, "recurrent_candidate.weight": -shift.t() / 4}
+        settings: dict[str, Any] = {"levels": 8, "dead_zone": 1, "detach_reset": detach}
+        if hasattr(snn, "GatedSynapticLayer"):
+            settings |= {"range_mode": "ema_step" if momentum else "fixed", "range": 1.5, "norm": None}
+            settings["backend"] = "torch"  # a kernel's sigmoid equals torch's to rounding
+            module = snn.GatedSynapticLayer(3, 4, recurrent, **settings)
+            values = {whole: torch.cat([values[half] for half in of_both[whole]]) for whole in list(of_both)[::2]}
+        else:
+            kind = snn.RGatedSynaptic if recurrent else snn.GatedSynaptic
+            module = kind(3, 4, mem_range=1.5, momentum=momentum, **settings)
+        for name, one in module.named_parameters():
+            one.data.copy_(values.get(name, torch.zeros_like(one)))
+        found = stepped(module, sequence(12, 2, 3), module.reset_mem())
+        found["range"] = (module.spike_grad.range if hasattr(module, "drive") else module.mem_range).clone()
+        # Through products with weights, in sums whose order is not promised.
+        found["gradient of the input"] = found.pop("gradient")
+        for whole, halves in of_both.items():
+            if f"gradient of {halves[0]}" in found:
+                found[f"gradient of {whole}"] = torch.cat([found.pop(f"gradient of {half}") for half in halves])
+        return found
+
+    for recurrent, momentum, detach in product((False, True), (None, 0.1), (False, True)):
+        yield f"GatedSynaptic {recurrent} {momentum} {detach}", partial(run, recurrent, momentum, detach)
+
+
 def gated(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
     """The gated synaptic node in SpikingJelly."""
 
@@ -154,7 +191,10 @@ def gated(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
         yield f"GatedSynapticNode {detach} {training} {alpha} {mode}", partial(follow, module, mode)
 
 
-CASES = {"snntorch": (lstmlif, klif, skiprecurrent), "spikingjelly": (two_compartments, skip_recurrent, gated)}
+CASES = {
+    "snntorch": (lstmlif, klif, skiprecurrent, gatedsynaptic),
+    "spikingjelly": (two_compartments, skip_recurrent, gated),
+}
 
 
 def computed(host: str, package: Any) -> dict[str, Results]:

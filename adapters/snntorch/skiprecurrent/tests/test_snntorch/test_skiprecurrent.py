@@ -10,6 +10,11 @@ from snntorch import backprop, utils
 from snntorch import functional as SF
 
 
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def input_():
     return torch.Tensor([0.25, 0]).unsqueeze(-1)
