@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import re
@@ -120,6 +121,11 @@ def importable(tree: Path) -> Path:
 def paths_of(patch: Path) -> list[str]:
     """The files that a patch touches."""
     return re.findall(r"^\+\+\+ b/(.*)$", patch.read_text(), re.MULTILINE)
+
+
+def digest(patch: Path) -> str:
+    """By which a recorded proof is known to be one of this very patch."""
+    return hashlib.sha256(patch.read_bytes()).hexdigest()
 
 
 def tests_of(patch: Path) -> list[str]:
@@ -284,6 +290,7 @@ def _prove(
     }
     return {
         "patch": _name(patch),
+        "sha256": digest(patch),
         "applies": True,
         "without": counts(red),
         "failed_without": sorted(name for name, outcome in red.items() if outcome == "failed"),
@@ -339,8 +346,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = {name: told[name] for name in PROJECTS if told[name] is not None}
     if not chosen:
         parser.error(f"give a checkout: {' or '.join(f'--{name} CHECKOUT' for name in PROJECTS)}")
-    if told["patches"] and len(chosen) != 1:
-        parser.error("PATCH takes one checkout")
+    asked = {
+        name: [patch for patch in told["patches"] if len(chosen) == 1 or name in patch.resolve().parts]
+        for name in chosen
+    }
+    if lost := set(told["patches"]).difference(*asked.values()):
+        parser.error(f"{', '.join(map(str, sorted(lost)))}: give one checkout only, or patches in a project's folder")
     found: dict[str, Any] = {
         "date": datetime.date.today().isoformat(),
         "python": sys.version.split()[0],
@@ -348,7 +359,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     try:
         for name, base in chosen.items():
-            patches = told["patches"] or patches_of(name)
+            patches = asked[name] if told["patches"] else patches_of(name)
             found[name] = prove(PROJECTS[name], base, patches, told[f"{name}_tests"], told["all"])
             print(f"{name}: {found[name]['base']}; before: {found[name]['before']}")
             print("\n".join(_line(each) for each in found[name]["patches"]), flush=True)

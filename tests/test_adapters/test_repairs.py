@@ -1,6 +1,7 @@
 """The repairs proposed to the hosts: their tests fail on the installed host and pass on a patched copy of it."""
 
 import importlib
+import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -97,6 +98,22 @@ def test_a_patch_is_a_letter_with_one_topic(host):
             assert part in message
         assert changes.count("diff --git ") == len(proof.paths_of(patch))
         assert proof.tests_of(patch) and len(proof.paths_of(patch)) <= 3
+
+
+@pytest.mark.parametrize("host", APPLY)
+def test_the_recorded_proof_is_of_these_patches(host):
+    """And the README says what it found. Where several patches make one repair, one of them has to be proven."""
+    recorded = json.loads((proof.HERE / "proof.json").read_text())[host]
+    found = {proof.HERE / each["patch"]: each for each in recorded["patches"]}
+    rows = [row for row in (proof.HERE / "README.md").read_text().splitlines() if row.startswith("| ")]
+    for group in proof.variants(repairs(host)):
+        (patch,) = (patch for patch in group if patch in found)
+        assert found[patch]["sha256"] == proof.digest(patch), "run python -m adapters.proof again"
+        assert found[patch]["holds"]
+        without = found[patch]["without"]
+        (row,) = (row for row in rows if f"({patch.relative_to(proof.HERE)})" in row)
+        assert f"| {without['failed']} of {sum(without.values())} fail / pass |" in row
+        assert ("| unchanged |" in row) == (not found[patch]["changed"])
 
 
 def test_the_measured_repair_is_there():
