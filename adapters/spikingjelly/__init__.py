@@ -108,7 +108,7 @@ def _skip_recurrent() -> Change:
             # Twice: where it is imported, and where it is kept from changing its children.
             Edit(
                 f"{_PACKAGE}/functional/net_config.py",
-                "        SeqToANNContainer,",
+                "        LinearRecurrentContainer,",
                 "        SkipRecurrentContainer,",
             ),
             changelog(

@@ -38,6 +38,11 @@ def test_node_matches_values_computed_by_hand():
     torch.testing.assert_close(node.v, _tensor(0.9 - 3 * LEVEL))
 
 
+def test_levels_are_as_precise_as_the_voltage():
+    s = _node().float()(_tensor(0.0), _tensor(1.2))
+    torch.testing.assert_close(s, _tensor(2 * LEVEL), rtol=0, atol=1e-12)
+
+
 def test_levels_dead_zone_and_range_match_values_computed_by_hand():
     node = _node(levels=4, dead_zone=1)
     open_gate = torch.full((1, 6), -1e9, dtype=torch.float64)  # the current is new

@@ -81,10 +81,9 @@ class GatedSynapticNode(base.MemoryModule):
 
         .. Note::
 
-            与 :class:`GatedLIFNode` （GLIF）不同：GLIF 的门是可学习的常数，用来混合 LIF 的不同
-            机制，输出为二值脉冲；这里的门由每个时间步的输入计算。与 :class:`ILIFNode` 也不同：
-            ILIF 是 LIF，输出非负的四舍五入计数，上限固定；这里的输出带符号、带死区，范围可跟随
-            膜电位。
+            :class:`GatedLIFNode` （GLIF）的门是可学习的常数，用来混合 LIF 的不同机制，输出为二值
+            脉冲；本模块的门由每个时间步的输入计算。:class:`ILIFNode` 是 LIF，输出非负的四舍五入
+            计数，上限固定；本模块的输出带符号、带死区，范围可跟随膜电位。
 
         :param levels: 零两侧各自的输出级数 :math:`N`，不小于 ``2``
         :type levels: int
@@ -152,12 +151,11 @@ class GatedSynapticNode(base.MemoryModule):
         .. admonition:: Note
             :class: note
 
-            This is not :class:`GatedLIFNode` (GLIF), whose gates are learned constants
-            that mix mechanisms of the LIF neuron and whose output is binary; the gate
-            here is computed from the input of each time step. Nor is it
-            :class:`ILIFNode`, a LIF neuron with a non-negative, rounded count and a fixed
-            maximum; the output here is signed, has a dead zone, and a range that may
-            follow the voltages.
+            The gates of :class:`GatedLIFNode` (GLIF) are learned constants that mix
+            mechanisms of the LIF neuron, and its output is binary; the gate here is
+            computed from the input of each time step. :class:`ILIFNode` is a LIF neuron
+            with a non-negative, rounded count and a fixed maximum; the output here is
+            signed, has a dead zone, and a range that may follow the voltages.
 
         :param levels: Number of output levels :math:`N` on either side of zero, at least
             ``2``

@@ -32,8 +32,8 @@ class _TwoCompartmentNode(BaseNode):
             v_reset,
             surrogate_function,
             detach_reset,
-            step_mode,
-            store_v_seq,
+            step_mode=step_mode,
+            store_v_seq=store_v_seq,
         )
         self.c1 = nn.Parameter(torch.logit(torch.tensor(-beta1)))
         self.c2 = nn.Parameter(torch.logit(torch.tensor(beta2)))
@@ -78,7 +78,7 @@ class _TwoCompartmentNode(BaseNode):
         v_steps: Optional[list[torch.Tensor]] = None,
     ) -> tuple[list[torch.Tensor], tuple[object, ...]]:
         v, v_dend = states
-        beta1, beta2 = (beta.to(v.dtype) for beta in self._betas())
+        beta1, beta2 = self._betas()
         spike_steps = []
         for x in x_seq:
             spike, v, v_dend = self._step(
