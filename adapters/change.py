@@ -19,6 +19,7 @@ from pathlib import Path
 
 AUTHOR = "snn_ext contributors <snn_ext@users.noreply.github.com>"
 _MARK = re.compile(r"^([ ]*)#: (\w+)\n", re.MULTILINE)
+_NO_NEWLINE = "\\ No newline at end of file\n"
 _HUNK = re.compile(r"^@@ -\d+(?:,\d+)? \+\d+(?:,\d+)? @@.*\n", re.MULTILINE)
 
 
@@ -63,8 +64,8 @@ class Edit:
         Raises:
             ChangeError: there is no such place.
         """
-        place = re.compile(rf"^{re.escape(self.after)}\n", re.MULTILINE)
-        found, times = place.subn(lambda match: f"{match.group()}{self.lines}\n", text)
+        place = re.compile(rf"^{re.escape(self.after)}$", re.MULTILINE)
+        found, times = place.subn(lambda match: f"{match.group()}\n{self.lines}", text)
         if not times:
             raise ChangeError(f"{self.path}: there is no line {self.after.splitlines()[0]!r} to insert behind")
         return found
@@ -158,7 +159,8 @@ class Change:
             new = "new file mode 100644\n" if was is None else ""
             names = "/dev/null" if was is None else f"a/{path}", f"b/{path}"
             lines = difflib.unified_diff((was or "").splitlines(True), now.splitlines(True), *names)
-            parts.append(f"diff --git a/{path} b/{path}\n{new}{''.join(lines)}")
+            whole = (line if line.endswith("\n") else f"{line}\n{_NO_NEWLINE}" for line in lines)
+            parts.append(f"diff --git a/{path} b/{path}\n{new}{''.join(whole)}")
         return "".join(parts)
 
     def check(self, patch: str) -> Iterator[str]:
@@ -201,11 +203,13 @@ def _parts(patch: str) -> Iterator[tuple[str, list[tuple[str, str]]]]:
         head, *hunks = _HUNK.split(part)
         path = re.search(r"^\+\+\+ b/(.*)$", head, re.MULTILINE)
         assert path is not None
-        texts = [[(line[0], line[1:]) for line in hunk.splitlines(True)] for hunk in hunks]
-        yield (
-            path[1],
-            [("".join(t for s, t in h if s in " -"), "".join(t for s, t in h if s in " +")) for h in texts],
-        )
+        yield path[1], [(_side(hunk, " -"), _side(hunk, " +")) for hunk in hunks]
+
+
+def _side(hunk: str, signs: str) -> str:
+    """The text of a hunk before the change or after it."""
+    lines = hunk.replace(f"\n{_NO_NEWLINE}", "\0\n").splitlines(True)
+    return "".join(line[1:] for line in lines if line[0] in signs).replace("\0\n", "")
 
 
 def main(project: str, changes: Sequence[Change], arguments: Sequence[str] | None = None) -> int:

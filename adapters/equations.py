@@ -69,7 +69,7 @@ def charge(neuron: Neuron, names: Names, temporaries: Sequence[str] = ()) -> lis
 def fire(neuron: Neuron, names: Names, temporaries: Sequence[str] = ()) -> list[str]:
     """Statements that compute the output ``s`` of the charged states, for one of several levels. As :func:`charge`.
 
-    No gradient is in them: of what is straight through, the value is written down.
+    No gradient is in them: of what is straight through, the value is written down. That of NaN may be 0.
     """
     graph = _graph(neuron)
     known = {node: names.get(name, name) for name, node in _results(neuron, graph, "h_").items()}
@@ -199,7 +199,7 @@ class _Writer:
             return None
         one, other = node.args["self"], node.args["other"]
         if node.op == "sub" and one is other:
-            return 0.0  # of a value less itself, detached: it is there for the gradient
+            return 0.0  # a value less itself, detached, is there for the gradient (and for NaN)
         numbers = self._number(one), self._number(other)
         named = [isinstance(self._plain(value), Node) for value in (one, other)]
         if node.op == "mul" and (0.0, True) in zip(numbers, named):

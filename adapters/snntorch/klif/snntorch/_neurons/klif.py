@@ -279,7 +279,7 @@ class KLIF(LIF):
 
         for instance in cls.instances:
             if isinstance(instance, KLIF):
-                instance.mem.detach_()
+                instance.mem = instance.mem.detach()
 
     @classmethod
     def reset_hidden(cls):

@@ -290,8 +290,8 @@ class LSTMLIF(SpikingNeuron):
 
         for instance in cls.instances:
             if isinstance(instance, LSTMLIF):
-                instance.dend.detach_()
-                instance.mem.detach_()
+                instance.dend = instance.dend.detach()
+                instance.mem = instance.mem.detach()
 
     @classmethod
     def reset_hidden(cls):

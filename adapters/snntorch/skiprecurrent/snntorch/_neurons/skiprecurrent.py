@@ -123,8 +123,10 @@ class SkipRecurrent(nn.Module):
         self.recurrent = nn.Linear(features, features, bias=False)
         nn.init.orthogonal_(self.recurrent.weight)
 
-        states = neuron.reset_mem()
-        self.num_states = len(states) if isinstance(states, tuple) else 1
+        # the buffers of a neuron that are not saved are its states
+        saved = neuron.state_dict()
+        self._states = [n for n, _ in neuron.named_buffers() if n not in saved]
+        self.num_states = len(self._states)
         self.past = ()
         SkipRecurrent._instances.add(self)
 
@@ -179,9 +181,11 @@ class SkipRecurrent(nn.Module):
         hidden state variables are instance variables."""
 
         for instance in cls._instances:
-            # not in place: a recorded spike keeps its graph
+            # not in place: what was recorded keeps its graph
             instance.past = tuple(spk.detach() for spk in instance.past)
-            instance.neuron.detach_hidden()
+            neuron = instance.neuron
+            for name in instance._states:
+                setattr(neuron, name, getattr(neuron, name).detach())
 
     @classmethod
     def reset_hidden(cls):
