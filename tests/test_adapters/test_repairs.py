@@ -43,7 +43,7 @@ def trees(tmp_path_factory):
         tree = tmp_path_factory.mktemp(name)
         for host in APPLY:
             package = Path(importlib.import_module(host).__file__).parent
-            shutil.copytree(package, tree / host, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(package, tree / host)  # with its compiled files, or every run compiles anew
         return proof.importable(tree)
 
     return copy("as_installed"), copy("patched")
