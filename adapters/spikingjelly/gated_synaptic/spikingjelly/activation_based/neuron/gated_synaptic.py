@@ -6,17 +6,17 @@ from .. import base, functional
 
 __all__ = ["GatedSynapticNode"]
 
+# The authors' constant: the largest voltage must not round up to a missing level.
+_EPSILON = 1e-4
+
 
 class _MultiBitSpike(torch.autograd.Function):
-    # The authors' constant: the largest voltage must not round up to a missing level.
-    EPSILON = 1e-4
-
     @staticmethod
     def forward(
         ctx, v: torch.Tensor, v_range: torch.Tensor, levels: int, dead_zone: int
     ) -> torch.Tensor:
         ctx.save_for_backward(v, v_range)
-        scale = levels * (1 - _MultiBitSpike.EPSILON) / v_range
+        scale = levels * (1 - _EPSILON) / v_range
         code = torch.trunc(scale * v.clamp(-v_range, v_range))
         # Not a plain zero, so that a range of NaN does not look like silence.
         return torch.where(code.abs() > dead_zone, code / scale, 0.0 * v_range)
