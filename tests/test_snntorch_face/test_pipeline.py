@@ -26,8 +26,11 @@ from torch.utils._pytree import tree_flatten
 
 from snn_ext.snntorch import KLIF, LIF, LSTMLIF, TCLIF, SkipRecurrent, SynapticLIF
 
-with pytest.warns(DeprecationWarning):  # the host deprecates its own module
-    from snntorch import backprop
+# The host deprecates its own backprop and says that its inhibition is not stable.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:The module snntorch.backprop:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature:UserWarning"),
+]
 
 # The one line of a program that is changed: neurons with one state, and with two.
 ONE: dict[str, Callable[..., nn.Module]] = {
@@ -229,6 +232,8 @@ def whole_backprop(name):
     """The host's own training function."""
 
     def program(make):
+        from snntorch import backprop
+
         net = convolutional(make)
         run = Run(net)
         optimiser = torch.optim.Adam(net.parameters(), lr=0.01)
@@ -282,8 +287,6 @@ def learned(done):
         assert min(done.losses[-3:]) < done.losses[0]
 
 
-# The host says itself that it is.
-unstable = pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature:UserWarning")
 SAME = [(program, "zero") for program in PROGRAMS] + [
     (program, "none") for program in (fully_connected, learned_values)
 ]
@@ -293,7 +296,6 @@ def ids(case):
     return getattr(case, "__name__", case)
 
 
-@unstable
 @pytest.mark.parametrize(("program", "reset"), SAME, ids=ids)
 def test_our_lif_computes_what_leaky_does(program, reset):
     host, ours = (run(program, make) for make in same_model(reset))
@@ -306,7 +308,6 @@ SOME = [fully_connected, learned_values, quantised, one_wins, plastic, with_loss
 OTHERS = [("KLIF", program) for program in SOME] + [("LIF", fully_connected)]
 
 
-@unstable
 @pytest.mark.parametrize(("make", "program"), OTHERS, ids=ids)
 def test_neurons_with_one_state_learn(make, program):
     learned(run(program, ONE[make]))
