@@ -85,6 +85,14 @@ class TestGatedSynaptic:
         # what was not emitted yet
         torch.testing.assert_close(mem, syn.cumsum(0) - spk.cumsum(0) + spk)
 
+    def test_gated_gate(self, neuron):
+        # a gate of 0.75 takes in a quarter, and keeps three of them
+        layer = by_hand(neuron, dead_zone=2)
+        with torch.no_grad():
+            layer.gate.bias.fill_(3.0).log_()
+        _, syn, _ = run(layer, torch.Tensor([0.4, 0]).view(-1, 1, 1))
+        torch.testing.assert_close(syn.flatten(), torch.tensor([0.1, 0.075]))
+
     def test_gated_levels(self, neuron):
         # the ends of the range, the dead zone, and what is below zero
         layer = neuron(1, 1, levels=8, dead_zone=2, mem_range=2.0)
@@ -149,6 +157,13 @@ class TestGatedSynaptic:
             torch.tensor((0.9 * 0.65 + 0.325 + left) / 1.9),
         )
         assert layer.updates == 2
+
+        # of a potential far below zero, about -0.75 is emitted
+        below = by_hand(neuron, momentum=0.1)
+        below(torch.zeros(2, 1), mem=torch.tensor([[-9.0], [0.1]]))
+        torch.testing.assert_close(
+            below.mem_range, torch.tensor(9 - 0.75 / 0.9999)
+        )
 
         # none of it in evaluation
         kept = layer.mem_range
