@@ -15,7 +15,10 @@ torch.set_num_threads(1)
 
 
 def pytest_configure(config):
-    """Kernels are compiled anew in every run, into a folder of its own."""
+    """Kernels are compiled anew in every run, into a folder of its own; SNN_EXT_TEST_CACHE shares one between runs."""
+    if shared := os.environ.get("SNN_EXT_TEST_CACHE"):
+        os.environ["SNN_EXT_CACHE"] = shared
+        return
     folder = tempfile.TemporaryDirectory(prefix="snn_ext-")
     os.environ["SNN_EXT_CACHE"] = folder.name
     config.add_cleanup(folder.cleanup)
