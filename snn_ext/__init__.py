@@ -74,6 +74,10 @@ def convert(net: Any, to: Any, *, inplace: bool = False, **settings: Any) -> Any
 
     Example::
 
+        from torch import nn
+        from spikingjelly.activation_based import layer, neuron
+        import snn_ext
+
         net = nn.Sequential(layer.Linear(13, 128), neuron.LIFNode(), layer.Linear(128, 10))
         net = snn_ext.convert(net, to="LSTM-LIF", v_reset=None)
     """
@@ -115,7 +119,14 @@ def convert_state_dict(sd: Any, to: Literal["snntorch", "spikingjelly"], like: A
 
     Example::
 
-        theirs.load_state_dict(snn_ext.convert_state_dict(ours.state_dict(), to="spikingjelly", like=theirs))
+        from torch import nn
+        import snn_ext
+        from snn_ext.snntorch import TCLIF
+        from snn_ext.spikingjelly import TCLIFNode
+
+        trained = nn.Sequential(nn.Linear(13, 128), TCLIF(init_hidden=True))
+        other = nn.Sequential(nn.Linear(13, 128), TCLIFNode())
+        other.load_state_dict(snn_ext.convert_state_dict(trained.state_dict(), to="spikingjelly", like=other))
     """
     from .conversion import mapped
 

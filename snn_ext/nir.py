@@ -417,9 +417,12 @@ def import_from_nir(
 
     Example::
 
-        from snn_ext.nir import import_from_nir
+        import torch
+        from snn_ext.nir import export_to_nir, import_from_nir
+        from snn_ext.snntorch import LIF
 
-        net = import_from_nir("net.nir", "spikingjelly", step_mode="m")
+        graph = export_to_nir(LIF(0.9, reset_mechanism="zero", init_hidden=True), torch.rand(1, 4))
+        net = import_from_nir(graph, "spikingjelly", step_mode="m")  # or the path of a file with it
     """
     _check_dt(dt)
     if isinstance(graph, str | Path):

@@ -33,6 +33,9 @@ class Values:
 
     ``p.spike`` is the spike function (a surrogate, or any callable from a tensor to a
     tensor). Everything is in *effective* form: a decay, not the logit it is trained as.
+
+    Args:
+        values: each becomes an attribute; they are kept as they come.
     """
 
     def __init__(self, **values: Any) -> None:
@@ -336,6 +339,9 @@ def factory(make: Callable[_Options, Neuron]) -> Callable[_Options, Neuron]:
     """Decorate a function that makes a neuron from options: equal options, one neuron.
 
     Its neurons pickle, as the factory's name and the options.
+
+    Args:
+        make: the function; its arguments are hashable and it returns a :class:`Neuron`.
     """
 
     @cache

@@ -346,6 +346,13 @@ def triangle(width: float = 1.0, **options: bool) -> Surrogate:
     """``max(0, width - |x|) / width^2``, the surrogate of TC-LIF (arXiv 2308.13250, Eq. 21).
 
     Peak ``1/width``, support ``|x| < width``, area 1; ``x`` is not scaled by the threshold.
+
+    Args:
+        width: half the support, > 0.
+        options: ``fires_at_threshold``, ``smooth``, as for :class:`Surrogate`.
+
+    Raises:
+        ValueError: a width that is not positive and finite.
     """
     if not width > 0:
         raise ValueError(f"width must be > 0, got {width}")
@@ -353,12 +360,22 @@ def triangle(width: float = 1.0, **options: bool) -> Surrogate:
 
 
 def atan(alpha: float = 2.0, **options: bool) -> Surrogate:
-    """``(alpha/2) / (1 + (pi alpha x / 2)^2)``, the surrogate of PLIF-type networks."""
+    """``(alpha/2) / (1 + (pi alpha x / 2)^2)``, the surrogate of PLIF-type networks.
+
+    Args:
+        alpha: twice the peak, which is 1 by default.
+        options: ``fires_at_threshold``, ``smooth``, as for :class:`Surrogate`.
+    """
     return Surrogate("atan", (("alpha", alpha),), **options)
 
 
 def sigmoid(alpha: float = 4.0, **options: bool) -> Surrogate:
-    """``alpha s (1 - s)`` with ``s = sigmoid(alpha x)``: SpikingJelly's default."""
+    """``alpha s (1 - s)`` with ``s = sigmoid(alpha x)``: SpikingJelly's default.
+
+    Args:
+        alpha: four times the peak, which is 1 by default.
+        options: ``fires_at_threshold``, ``smooth``, as for :class:`Surrogate`.
+    """
     return Surrogate("sigmoid", (("alpha", alpha),), **options)
 
 

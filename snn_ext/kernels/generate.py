@@ -4,7 +4,13 @@ The text is :file:`multistep.cuh` behind a generated beginning: lists of names, 
 without loops (``step``, ``step_gradient``, ``last_step_gradient``) that compute one element. The same
 text compiles for a GPU and for the CPU.
 
-:func:`forward_text` and :func:`backward_text` return it; to read one::
+:func:`forward_text` and :func:`backward_text` return it, :func:`kernel_text` both.
+
+Example::
+
+    from snn_ext.core import surrogate
+    from snn_ext.kernels.generate import kernel_text
+    from snn_ext.neurons import lif
 
     print(kernel_text(lif(), {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}, surrogate.atan()))
 """

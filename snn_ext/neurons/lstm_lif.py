@@ -43,6 +43,9 @@ def lstm_lif(feedback: Feedback = "pre", reset: Reset = "soft") -> Neuron:
 
     Parameters: ``beta1`` in [-1, 0] and ``beta2`` in [0, 1], see :func:`betas`; ``gamma``, the
     dendritic reset; ``v_threshold``.
+
+    Raises:
+        ValueError: an unknown feedback or reset.
     """
     if feedback not in ("pre", "post"):
         raise ValueError(f"feedback must be 'pre' or 'post', got {feedback!r}")

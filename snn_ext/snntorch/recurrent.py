@@ -375,7 +375,7 @@ class SkipRecurrent(_Recurrent):
             I[t] = x[t] + W S[t - \lambda]
 
     ``span=1`` is the common recurrent network. The body of the paper could not be read; the equation and the
-    orthogonal start of W, without a bias, are those of its authors' released code (:class:`LIF` with ``beta=0.5``).
+    orthogonal start of W, without a bias, are those of its authors' released code (``LIF`` with ``beta=0.5``).
     As ``span`` steps do not hear each other, :meth:`sequence` computes that many at once: one matrix product, then
     the neuron's kernel.
 

@@ -192,7 +192,10 @@ class Nonzeros:
 
 
 def nonzeros_per_frame(x: Tensor, mask: Tensor | None = None) -> float:
-    """Mean number of non-zero entries in a frame of ``x``, ``[T, N, *]``; for more see :class:`Nonzeros`."""
+    """Mean number of non-zero entries in a frame of ``x``, ``[T, N, *]``, where ``mask`` ``[T, N]`` is True.
+
+    For several batches, and for the frames before, see :class:`Nonzeros`, which refuses the same.
+    """
     counted = Nonzeros()
     counted.add(x, mask)
     return counted.per_frame
