@@ -1,8 +1,8 @@
 """What a contributed class computes, and ours under the same name: the same programs over either.
 
-Run as a script it computes the contributed ones, with this package out of reach::
+Run as a script it computes the contributed ones, and runs the contributed tests, with this package out of reach::
 
-    PYTHONPATH=CHANGED_HOST python contributed.py HOST RESULTS
+    PYTHONPATH=CHANGED_HOST python contributed.py HOST RESULTS TESTS...
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from itertools import product
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -63,14 +64,24 @@ def klif(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
             yield f"KLIF {reset} {detach}", lambda m=module: stepped(m, sequence(30, 4, 3), (m.reset_mem(),))
 
 
-def run(module: Any, inputs: tuple[Tensor, ...], mode: str, memories: tuple[str, ...], exact: bool = True) -> Results:
+def run(
+    module: Any,
+    inputs: tuple[Tensor, ...],
+    mode: str,
+    memories: tuple[str, ...],
+    exact: bool = True,
+    kernels: bool = False,
+) -> Results:
     """A SpikingJelly module over a sequence, step by step (``"s"``) or at once (``"m"``), and its gradients.
 
     Steps are recorded with the memories after each, a sequence with the last ones; all of it has a gradient. Those of
-    the inputs are not ``exact`` where parts of them are added up in another order than ours.
+    the inputs are not ``exact`` where parts of them are added up in another order than ours. Ours runs its
+    ``kernels`` (which are compiled first), or in plain torch.
     """
     from spikingjelly.activation_based import functional
 
+    if hasattr(module, "backend") and not kernels:
+        module.backend = "torch"
     functional.set_step_mode(module, mode)
     if mode == "s":
         record = []
@@ -95,7 +106,8 @@ def two_compartments(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
     """LSTM-LIF and TC-LIF in SpikingJelly."""
     for name, v_reset, detach, mode in product(("LSTMLIFNode", "TCLIFNode"), (None, -0.25), (False, True), "sm"):
         module = getattr(sj, name)(beta2=0.25, v_reset=v_reset, detach_reset=detach, store_v_seq=True)
-        program = partial(run, module, (sequence(30, 4, 3),), mode, ("v", "v_dend"), v_reset is None)
+        kernels = v_reset is None and not detach
+        program = partial(run, module, (sequence(30, 4, 3),), mode, ("v", "v_dend"), v_reset is None, kernels)
         yield f"{name} {v_reset} {detach} {mode}", program
 
 
@@ -111,7 +123,7 @@ def skip_recurrent(sj: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
             for logits in (one for name, one in module.named_parameters() if name.endswith("logits")):
                 logits.copy_(torch.tensor([0.0, 0.0, 1.0, 0.0]))
         name = f"{container.__name__} {node} {'train' if training else 'eval'} {mode}"
-        yield name, partial(run, module, (sequence(30, 4, 3),), mode, ("y",), False)
+        yield name, partial(run, module, (sequence(30, 4, 3),), mode, ("y",), False, training)
 
 
 def skiprecurrent(snn: Any) -> Iterator[tuple[str, Callable[[], Results]]]:
@@ -211,3 +223,4 @@ if __name__ == "__main__":
 
         package = SimpleNamespace(**vars(layer) | vars(neuron))
     torch.save(computed(sys.argv[1], package), sys.argv[2])
+    sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[3:]]))

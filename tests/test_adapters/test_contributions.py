@@ -30,16 +30,6 @@ def changes(host):
     return import_module(f"adapters.{host}").CHANGES
 
 
-def in_changed(root, *command):
-    """Run Python where the changed host is the first that is found."""
-    environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [sys.executable, *command], cwd=root, env=environment, capture_output=True, text=True, timeout=600
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 @pytest.fixture(scope="module", params=[host for host, applies in APPLIES.items() if applies])
 def host(request):
     return request.param
@@ -70,15 +60,32 @@ def test_committed_patches_are_what_is_generated(host, capsys):
     assert change.main(host, changes(host), ["--check"]) == 0, capsys.readouterr().out
 
 
-def test_contributed_tests_pass(host, changed):
+@pytest.fixture(scope="module")
+def ran(host, changed, tmp_path_factory):
+    """The contributed cases and tests, run where the changed host is the first that is found: process and results."""
     files = [path for one in changes(host) for path in one.files if Path(path).name.startswith("test_")]
     assert len(files) >= len(changes(host))
-    assert " passed" in in_changed(changed, "-m", "pytest", "-q", "-p", "no:cacheprovider", *files)
+    results = tmp_path_factory.mktemp("results") / "results"
+    done = subprocess.run(
+        [sys.executable, str(HERE / "contributed.py"), host, str(results), *files],
+        cwd=changed,
+        env={**os.environ, "PYTHONPATH": str(changed), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    return done, results
 
 
-def test_contributed_classes_equal_ours_bit_for_bit(host, changed, tmp_path):
-    in_changed(changed, str(HERE / "contributed.py"), host, str(tmp_path / "results"))
-    theirs = torch.load(tmp_path / "results")
+def test_contributed_tests_pass(ran):
+    done, _ = ran
+    assert done.returncode == 0 and " passed" in done.stdout, done.stdout + done.stderr
+
+
+def test_contributed_classes_equal_ours_bit_for_bit(host, ran):
+    done, results = ran
+    assert results.is_file(), done.stdout + done.stderr
+    theirs = torch.load(results)
     ours = contributed.computed(host, import_module(f"snn_ext.{host}"))
     assert theirs.keys() == ours.keys()
     for case, results in ours.items():

@@ -186,7 +186,8 @@ def test_reset_detach_changing_batch_and_dtype():
 
 def test_node_trains_behind_a_weight_layer():
     fc = layer.Linear(3, 2 * 4, step_mode="m")
-    node = neuron.GatedSynapticNode(step_mode="m")
+    torch.nn.init.constant_(fc.bias, 2.0)  # every candidate is positive
+    node = neuron.GatedSynapticNode(v_range=10.0, momentum=None, step_mode="m")
     gate, candidate = fc(torch.rand(6, 2, 3)).chunk(2, -1)
     node(gate, candidate).sum().backward()
     assert fc.weight.grad[:4].abs().sum() > 0
