@@ -39,6 +39,7 @@ _SPELLINGS: Mapping[str, tuple[str, int, Mapping[str, int]]] = {
     "trunc": ("torch.trunc({self})", 4, {"self": 0}),
     "lt": ("{self} < {other}", 0, {"self": 1, "other": 1}),
     "gt": ("{self} > {other}", 0, {"self": 1, "other": 1}),
+    "logical_and": ("{self} & {other}", 0, {"self": 1, "other": 1}),
     "where": ("torch.where({condition}, {self}, {other})", 4, {"condition": 0, "self": 0, "other": 0}),
     "clamp_min": ("{self}.clamp_min({min})", 4, {"self": 4, "min": 0}),
     "relu": ("torch.relu({self})", 4, {"self": 0}),
@@ -183,7 +184,7 @@ class _Writer:
     def _of(self, value: Node | float) -> tuple[str, int]:
         value = self._plain(value)
         if not isinstance(value, Node):
-            return repr(value).removesuffix(".0"), 3 if value < 0 else 4
+            return repr(value).removesuffix(".0"), 4
         if value in self.known:
             return self.known[value], 4
         if value.op == "argument":
