@@ -179,7 +179,8 @@ def test_every_name_in_all_resolves():
 
 def test_every_file_is_packaged():
     settings = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    packaged = set(settings["tool"]["setuptools"]["package-data"]["snn_ext"])
+    patterns = settings["tool"]["setuptools"]["package-data"]["snn_ext"]
+    packaged = {path.relative_to(PACKAGE).as_posix() for pattern in patterns for path in PACKAGE.glob(pattern)}
     files = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*") if path.is_file()}
     assert {"py.typed", "kernels/multistep.cuh"} <= packaged
     assert {name for name in files if not name.endswith((".py", ".pyc"))} == packaged
