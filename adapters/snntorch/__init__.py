@@ -116,13 +116,13 @@ def _skiprecurrent() -> Change:
 def _gatedsynaptic() -> Change:
     names = {"v": "mem", "i": "syn", "s": "spk", "alpha": "1", "mask": "1"}
     several = quantised(gated_synaptic(), "constant", learn=False, shifted=False)
-    output = {"v": "v", "reach": "b", "s": "spk", "v_threshold": "0"}
+    output = {"v": "v", "reach": "b", "levels": "n", "dead_zone": "dead", "s": "spk", "v_threshold": "0"}
     return Change(
         folder=_HERE / "gatedsynaptic",
         base=BASE,
         generated={
             "charge": charge(gated_synaptic(), names, ("gate",)),
-            "fire": fire(several, output, ("scale", "inside", "code")),
+            "fire": fire(several, output, ("scale", "inside", "q")),
             "reset": reset(gated_synaptic(), names),
         },
         edits=registered(

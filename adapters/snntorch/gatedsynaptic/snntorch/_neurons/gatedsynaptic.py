@@ -373,10 +373,11 @@ class RGatedSynaptic(GatedSynaptic):
 
 
 class _MultiBit(torch.autograd.Function):
-    """Levels of `v` in the range `b`; straight through inside of it."""
+    """`n` levels of `v` in the range `b`, those up to `dead` are silent;
+    straight through inside the range."""
 
     @staticmethod
-    def forward(ctx, v, b, levels, dead_zone):
+    def forward(ctx, v, b, n, dead):
         ctx.save_for_backward(v, b)
         #: fire
         return spk
