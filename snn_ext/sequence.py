@@ -369,7 +369,7 @@ def _run_kernels(number: int, call: Call, spike: Surrogate, inputs: Tensors) -> 
     states, tensors, numbers = prepared(call, spike, inputs)
     if dtype == torch.float16:
         inputs = tuple(map(widened, inputs))
-    output, *rest = op.run(number, inputs, states, tensors, numbers)
+    output, *rest = op.run(number, inputs, states, tensors, numbers, call.backend == "auto")
     if output.dtype != dtype:
         output = output.to(dtype)
     many = len(states)

@@ -186,7 +186,12 @@ def library(text: str, more: tuple[str, ...] = ()) -> ctypes.CDLL:
     command, about = _compiler()
     flags = (*_FLAGS, *more)
     file = kept([text, *command, *flags, about, _processor()], ".so", partial(_compile, command, flags, text))
-    return ctypes.CDLL(str(file))
+    try:
+        return ctypes.CDLL(str(file))
+    except OSError as error:
+        raise OSError(
+            f"{error}; if programs may not run there (noexec), set SNN_EXT_CACHE to another folder"
+        ) from error
 
 
 def _compile(command: Sequence[str], flags: Sequence[str], text: str, built: Path) -> None:

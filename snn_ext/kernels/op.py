@@ -11,6 +11,7 @@ the first input, so that a channels-last input needs no copy.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,7 @@ from ..core.surrogate import Surrogate
 from . import cpu, cuda, generate
 from .trace import Request
 
+_log = logging.getLogger("snn_ext")
 Strides = tuple[int, ...]
 
 BACKENDS: dict[str, Any] = {"cpu": cpu, "cupy": cuda}
@@ -51,7 +53,9 @@ class Plan:
         self.inputs, self.states = len(request.neuron.inputs), len(request.neuron.states)
         self.felt = request.neuron.felt  # states of the backward pass
         self.tensors, self.numbers = len(request.tensors), len(request.numbers) + len(request.spike_numbers)
+        self.backend = backend
         self._backward: dict[tuple[bool, ...], Any] = {}
+        self._failed: set[tuple[bool, ...]] = set()
         head, tail, felt = "qq" * self.inputs, "qq" * self.tensors, self.felt
         self._signatures = {
             "forward": head + "qd" * self.states + tail + "q" + "q" * self.states * (1 + trace) + "q",
@@ -68,6 +72,20 @@ class Plan:
             text = generate.backward_text(self.request, self.dtype, self.trace, names)
             self._backward[learned] = self._load("backward", text, sum(learned))
         return self._backward[learned]
+
+    def goes_back(self, learned: tuple[bool, ...]) -> bool:
+        """Whether :meth:`backward` can be had. It is compiled late, when the disk may be full; that is said once."""
+        if learned not in self._failed:
+            try:
+                self.backward(learned)
+            except (RuntimeError, OSError) as error:
+                self._failed.add(learned)
+                _log.warning(
+                    "no %s kernels for a backward pass, backend='auto' uses torch, which is slower: %s",
+                    self.backend,
+                    error,
+                )
+        return learned not in self._failed
 
     def _load(self, name: str, text: str, learned: int = 0) -> Any:
         signature = self._signatures[name] + "q" * learned
@@ -386,13 +404,16 @@ def _gradients(
     grads: Sequence[Tensor | None],
     needed: Sequence[bool],
     backward: Any,
+    any_backend: bool = False,
 ) -> list[Tensor | None]:
-    """Per tensor its gradient, or None where none is needed."""
-    if torch.is_grad_enabled():
+    """Per tensor its gradient, or None where none is needed; with ``any_backend`` by torch where no kernel is."""
+    plan, graph = _PLANS[number], torch.is_grad_enabled()
+    if graph or (any_backend and not plan.goes_back(tuple(needed[len(needed) - plan.tensors :]))):
         # Second derivatives are asked for: the reference over again gives gradients with a graph. Of names of their
         # own: where a state was computed from a value that is read here too, each is to have its own part only.
-        tensors = [tensor.view_as(tensor) for tensor in tensors]
-        outputs = _replayed(number, tensors, started, numbers)
+        with torch.enable_grad():
+            tensors = [tensor.view_as(tensor) for tensor in tensors]
+            outputs = _replayed(number, tensors, started, numbers)
         pairs = [
             (out, grad) for out, grad in zip(outputs, grads, strict=True) if grad is not None and out.requires_grad
         ]
@@ -400,7 +421,7 @@ def _gradients(
             [out for out, _ in pairs],
             [tensor for tensor, need in zip(tensors, needed, strict=True) if need],
             [grad for _, grad in pairs],
-            create_graph=True,
+            create_graph=graph,
             allow_unused=True,
         )
     else:
@@ -435,20 +456,22 @@ def _replayed(
 
 class _Multistep(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, number: int, started: Sequence[bool], numbers: Sequence[float], *tensors: Tensor) -> Any:
+    def forward(
+        ctx: Any, number: int, started: Sequence[bool], numbers: Sequence[float], any_backend: bool, *tensors: Tensor
+    ) -> Any:
         ctx.set_materialize_grads(False)
         *results, checkpoints = forward(number, tensors, started, numbers, True)
         ctx.save_for_backward(checkpoints, *tensors)
-        ctx.call = number, started, numbers
+        ctx.call = number, started, numbers, any_backend
         return tuple(results)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> Any:
         checkpoints, *tensors = ctx.saved_tensors
-        number, started, numbers = ctx.call
-        needed = ctx.needs_input_grad[3:]
-        found = _gradients(number, tensors, started, numbers, checkpoints, grads, needed, backward)
-        return None, None, None, *found
+        number, started, numbers, any_backend = ctx.call
+        needed = ctx.needs_input_grad[4:]
+        found = _gradients(number, tensors, started, numbers, checkpoints, grads, needed, backward, any_backend)
+        return None, None, None, None, *found
 
 
 def run(
@@ -457,6 +480,7 @@ def run(
     states: Sequence[Tensor | float],
     values: Sequence[Tensor],
     numbers: Sequence[float],
+    any_backend: bool = False,
 ) -> Sequence[Tensor]:
     """Run a plan.
 
@@ -466,6 +490,7 @@ def run(
         states: ``[N, *]`` each, or a number to start from.
         values: those that are tensors, in the order of the plan's request.
         numbers: those that are numbers; then the surrogate's.
+        any_backend: whether torch may compute the gradients, if their kernel cannot be compiled when it is needed.
 
     Returns:
         the output ``[T, N, *]``, the final states ``[N, *]``, and the traces ``[T, N, *]`` if it has them.
@@ -482,7 +507,7 @@ def run(
         operator: Any = torch.ops.snn_ext.forward.default
         output, *rest = operator(number, tensors, started, numbers, need)[:-1]
     elif need:
-        output, *rest = _Multistep.apply(number, started, numbers, *tensors)
+        output, *rest = _Multistep.apply(number, started, numbers, any_backend, *tensors)
     else:
         return forward(number, tensors, started, numbers, False)[:-1]
     return [output.detach() if _PLANS[number].output_is_constant else output, *rest]

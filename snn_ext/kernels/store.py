@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import threading
@@ -35,11 +36,13 @@ def kept(made_of: Iterable[str], suffix: str, make: Callable[[Path], None]) -> P
     key = hashlib.sha256("\0".join([__version__, *made_of]).encode()).hexdigest()[:32]
     folder = _folder()
     with _locks.setdefault(key, threading.Lock()), _locked(folder / f"{key}.lock"):
+        for left in folder.glob(f"{key}~*"):  # by a process that was killed at work
+            shutil.rmtree(left, ignore_errors=True)  # its compiler may still be running
         for file in folder.glob(f"{key}-*{suffix}"):
-            if file.stem == f"{key}-{_hash(file)}":
+            if _is_own(file) and file.stem == f"{key}-{_hash(file)}":
                 return file
             file.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with tempfile.TemporaryDirectory(prefix=f"{key}~", dir=folder) as scratch:
             made = Path(scratch) / f"kernel{suffix}"
             make(made)
             file = folder / f"{key}-{_hash(made)}{suffix}"
@@ -65,6 +68,12 @@ def _folder() -> Path:
             "it is run; or set SNN_EXT_CACHE to another folder"
         )
     return folder
+
+
+def _is_own(file: Path) -> bool:
+    """Whether it is no link, and not somebody else's, put there when the folder was open to others."""
+    status = file.lstat()
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.getuid()
 
 
 def _hash(file: Path) -> str:

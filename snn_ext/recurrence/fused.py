@@ -40,7 +40,7 @@ def run_blocks(
     states, values, numbers = sequence.prepared(call, spike, inputs)
     product, like, many = Product(weight, len(inputs)), inputs[0], len(states)
     middle = _middle(call, like, last)
-    emitted = list(history.unbind(0))
+    any_backend, emitted = call.backend == "auto", list(history.unbind(0))
     outputs: list[Tensor] = []
     traces: list[list[Tensor]] = []
     for now in zip(*(x.split(past.block) for x in inputs), strict=True):
@@ -51,7 +51,9 @@ def run_blocks(
         added = product(rows, like)
         fed = [x + one for x, one in zip(now, added, strict=False)]
         ends = len(emitted) + size == len(history) + len(like)
-        output, *rest = op.run(last if ends else middle, [*fed, *now[len(added) :]], states, values, numbers)
+        output, *rest = op.run(
+            last if ends else middle, [*fed, *now[len(added) :]], states, values, numbers, any_backend
+        )
         states = tuple(rest[:many])
         traces.append(rest[many:])
         outputs.append(output)
@@ -333,7 +335,9 @@ class _Fused(torch.autograd.Function):
         weight, history, lags, output, states, kept, heard, *rest = ctx.saved_tensors
         drives, tensors = rest[: plan.inputs], rest[plan.inputs :]
         needs = ctx.needs_input_grad[1:]
-        if torch.is_grad_enabled():
+        plans = [op.plan_of(one) for one in (plan.middle, plan.last)]
+        compiled = plan.call.backend != "auto" or all(one.goes_back(ctx.steps.learned) for one in plans)
+        if torch.is_grad_enabled() or not compiled:
             return None, *_replayed(plan, (weight, history, lags, *tensors), grads, needs)
         steps, loop = ctx.steps, ctx.loop
         parts, span, many, length = parts_of(weight), plan.span, len(plan.started), len(output)
@@ -391,26 +395,30 @@ class _Fused(torch.autograd.Function):
 def _replayed(
     plan: _Plan, tensors: Sequence[Any], grads: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients with a graph of their own, for second derivatives: the definition over again."""
-    # Names of their own: a history was perhaps computed from the weight, and each is to have its own part only.
-    tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
-    weight, history, lags, *rest = tensors
-    each = iter(rest)
-    inputs = tuple([next(each) for _ in range(plan.inputs)])
-    fills = plan.numbers[: len(plan.started)]
-    states = tuple([next(each) if given else fill for given, fill in zip(plan.started, fills, strict=True)])
-    call = plan.call
-    p = type(call.p)(**{**vars(call.p), **dict(zip(call.tensors, each, strict=True))})
-    past = Past(plan.span, plan.block, lags)
-    result = run_reference(weight, history, past, call._replace(states=states, p=p, fresh=True), inputs)
-    outputs = [result.output, *result.states, *result.trace]
-    pairs = [(one, grad) for one, grad in zip(outputs, grads, strict=True) if grad is not None and one.requires_grad]
+    """The gradients, with a graph of their own where second derivatives are asked for: the definition over again."""
+    graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        # Names of their own: a history was perhaps computed from the weight, and each is to have its own part only.
+        tensors = [None if tensor is None else tensor.view_as(tensor) for tensor in tensors]
+        weight, history, lags, *rest = tensors
+        each = iter(rest)
+        inputs = tuple([next(each) for _ in range(plan.inputs)])
+        fills = plan.numbers[: len(plan.started)]
+        states = tuple([next(each) if given else fill for given, fill in zip(plan.started, fills, strict=True)])
+        call = plan.call
+        p = type(call.p)(**{**vars(call.p), **dict(zip(call.tensors, each, strict=True))})
+        past = Past(plan.span, plan.block, lags)
+        result = run_reference(weight, history, past, call._replace(states=states, p=p, fresh=True), inputs)
+        outputs = [result.output, *result.states, *result.trace]
+        pairs = [
+            (one, grad) for one, grad in zip(outputs, grads, strict=True) if grad is not None and one.requires_grad
+        ]
     found = iter(
         torch.autograd.grad(
             [one for one, _ in pairs],
             [tensor for tensor, need in zip(tensors, needs, strict=True) if need],
             [grad for _, grad in pairs],
-            create_graph=True,
+            create_graph=graph,
             allow_unused=True,
         )
     )
