@@ -192,9 +192,10 @@ class Nonzeros:
 
 
 def nonzeros_per_frame(x: Tensor, mask: Tensor | None = None) -> float:
-    """Mean number of non-zero entries in a frame of ``x``, ``[T, N, *]``, where ``mask`` ``[T, N]`` is True.
+    """Mean number of non-zero entries in a frame; for several batches, and the frames before, see :class:`Nonzeros`.
 
-    For several batches, and for the frames before, see :class:`Nonzeros`, which refuses the same.
+    Args:
+        x, mask: as for :meth:`Nonzeros.add`, which refuses the same.
     """
     counted = Nonzeros()
     counted.add(x, mask)
