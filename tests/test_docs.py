@@ -624,10 +624,12 @@ def test_docstrings_are_complete(name):
     one = PUBLIC[name]
     assert one.__doc__ and not one.__doc__.startswith(f"{one.__name__}("), "no docstring"  # which a dataclass makes up
     everything = "\n".join(texts(one))
+    listed = re.search("Args:|Attributes:|:param ", everything)
+    forms = r"^ *(\w+, )*{0}(, \w+)*: |:param {0}:" if listed else "``{0}``"
     missing = [
         parameter
         for parameter in inspect.signature(one).parameters
-        if not re.search(rf"\b{parameter}\b", everything) and parameter not in ("args", "kwargs")
+        if not re.search(forms.format(parameter), everything, re.MULTILINE)
     ]
     assert not missing, f"undocumented: {missing}"
     made_by = [one] if inspect.isfunction(one) else [vars(one).get(name) for name in ("__init__", "__post_init__")]
