@@ -38,6 +38,11 @@ def test_node_matches_values_computed_by_hand():
     torch.testing.assert_close(node.v, _tensor(0.9 - 3 * LEVEL))
 
 
+def test_nothing_is_emitted_in_a_range_too_small_to_divide_by():
+    s = _node(v_range=1e-40).float()(torch.zeros(1, 1), torch.ones(1, 1))
+    assert s.item() == 0.0
+
+
 def test_levels_are_as_precise_as_the_voltage():
     s = _node().float()(_tensor(0.0), _tensor(1.2))
     torch.testing.assert_close(s, _tensor(2 * LEVEL), rtol=0, atol=1e-12)

@@ -17,9 +17,9 @@ class _MultiBitSpike(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(v, v_range)
         scale = levels * (1 - _EPSILON) / v_range
-        code = torch.trunc(scale * v.clamp(-v_range, v_range))
-        # Not a plain zero, so that a range of NaN does not look like silence.
-        return torch.where(code.abs() > dead_zone, code / scale, 0.0 * v_range)
+        spike = torch.trunc(scale * v.clamp(-v_range, v_range)) / scale
+        # Silent where the range is too small to divide by, but not where it is NaN.
+        return torch.where(spike.abs() > dead_zone / scale, spike, 0.0 * v_range)
 
     @staticmethod
     def backward(
