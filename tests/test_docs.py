@@ -548,6 +548,14 @@ def test_nodes_point_to_the_equations_they_run(name):
     assert node._make is getattr(importlib.import_module(module), function)
 
 
+@pytest.mark.parametrize("name", [name for name, entry in CATALOGUE.items() if "arXiv" in entry.paper])
+def test_classes_name_their_paper(name):
+    entry = CATALOGUE[name]
+    for number in re.findall(r"\d{4}\.\d{5}", entry.paper):
+        for one in (getattr(snntorch, entry.snntorch), getattr(spikingjelly, entry.spikingjelly)):
+            assert number in one.__doc__
+
+
 # ---------------------------------------------------------------- what is public
 # Modules without __all__, and what of them README and the guides name.
 NAMED = {
