@@ -31,23 +31,35 @@ def kept(made_of: Iterable[str], suffix: str, make: Callable[[Path], None]) -> P
         make: writes the content to the path that it is given.
 
     Raises:
-        OSError: the folder cannot be used, or belongs to somebody else.
+        OSError: the folder cannot be used, is full, or belongs to somebody else.
     """
     key = hashlib.sha256("\0".join([__version__, *made_of]).encode()).hexdigest()[:32]
     folder = _folder()
-    with _locks.setdefault(key, threading.Lock()), _locked(folder / f"{key}.lock"):
-        for left in folder.glob(f"{key}~*"):  # by a process that was killed at work
-            shutil.rmtree(left, ignore_errors=True)  # its compiler may still be running
-        for file in folder.glob(f"{key}-*{suffix}"):
-            if _is_own(file) and file.stem == f"{key}-{_hash(file)}":
-                return file
-            file.unlink(missing_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f"{key}~", dir=folder) as scratch:
-            made = Path(scratch) / f"kernel{suffix}"
-            make(made)
-            file = folder / f"{key}-{_hash(made)}{suffix}"
-            os.replace(made, file)
-        return file
+    try:
+        with _locks.setdefault(key, threading.Lock()), _locked(folder / f"{key}.lock"):
+            return _found(folder, key, suffix) or _made(folder, key, suffix, make)
+    except OSError as error:
+        raise OSError(f"kernel cache {folder}: {error}; make room, or set SNN_EXT_CACHE to another folder") from error
+
+
+def _found(folder: Path, key: str, suffix: str) -> Path | None:
+    """The whole file of that key; what else there is of it is removed."""
+    for left in folder.glob(f"{key}~*"):  # by a process that was killed at work
+        shutil.rmtree(left, ignore_errors=True)  # its compiler may still be running
+    for file in folder.glob(f"{key}-*{suffix}"):
+        if _is_own(file) and file.stem == f"{key}-{_hash(file)}":
+            return file
+        file.unlink(missing_ok=True)
+    return None
+
+
+def _made(folder: Path, key: str, suffix: str, make: Callable[[Path], None]) -> Path:
+    with tempfile.TemporaryDirectory(prefix=f"{key}~", dir=folder) as scratch:
+        made = Path(scratch) / f"kernel{suffix}"
+        make(made)
+        file = folder / f"{key}-{_hash(made)}{suffix}"
+        os.replace(made, file)
+    return file
 
 
 def _folder() -> Path:
