@@ -583,7 +583,7 @@ def imported() -> None:
     run(CASE, random_case(CASE, (9, 5), torch.float32), backend="cpu")
 
 
-def kill(rounds: int = 60) -> Facts:
+def kill(rounds: int = 24) -> Facts:
     """Processes killed at work, over and over."""
     chosen = random.Random(0)
     with folder() as place:
