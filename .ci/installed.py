@@ -134,10 +134,9 @@ print(time.perf_counter() - middle, middle - start)
 
 
 def import_time(python: Path, module: str, place: Path) -> None:
-    """The least of three, as the machine does other things too."""
-    took = [[float(n) for n in run(python, "-W", "ignore", "-c", TIMES.format(module=module), cwd=place).split()]
-            for _ in range(3)]  # fmt: skip
-    print(f"import {module}: {min(t[0] for t in took):.2f} s after torch, which takes {min(t[1] for t in took):.1f} s")
+    """One try: the order of magnitude, on a machine that does other things too."""
+    ours, torch = run(python, "-W", "ignore", "-c", TIMES.format(module=module), cwd=place).split()
+    print(f"import {module}: {float(ours):.2f} s after torch, which takes {float(torch):.1f} s")
 
 
 def bare(wheel: Path, place: Path) -> None:
