@@ -46,8 +46,10 @@ def run(*command: object, cwd: Path = ROOT, env: Mapping[str, str] = os.environ)
 
 # ---------------------------------------------------------------- build
 def build(folder: Path) -> None:
-    """The two files, and what is in them."""
-    run(sys.executable, "-m", "build", "--outdir", folder, ROOT)
+    """The two files, and what is in them; made from what git has, as an older egg-info adds what it lists."""
+    with tempfile.TemporaryDirectory() as clean:
+        run("git", "checkout-index", "--all", f"--prefix={clean}/")
+        run(sys.executable, "-m", "build", "--outdir", folder, clean)
     (wheel,), (source,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
     tracked = run("git", "ls-files", "snn_ext").split()
     about = f"{wheel.name.removesuffix('-py3-none-any.whl')}.dist-info/"
