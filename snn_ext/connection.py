@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence
-from .core.neuron import Neuron, Value, check_size, own_tensor, state_dtype
+from .core.neuron import Neuron, Value, as_float, check_flag, check_size, is_autocast, own_tensor, state_dtype
 from .recurrence import Block, RecurrentResult
 
 Mode = Literal["auto", "soft", "hard"]
@@ -32,7 +32,8 @@ def all_to_all(features: int, bias: bool = False, parts: int = 1) -> nn.Linear:
         bias: whether it has one (not the released code's), zero at the start, heard from the first step on.
         parts: the number of inputs of the neuron, one square each: ``[parts * features, features]``.
     """
-    made = nn.Linear(check_size("features", features), parts * features, bias=bias)
+    check_size("features", features)
+    made = nn.Linear(features, check_size("parts", parts) * features, bias=check_flag("bias", bias))
     for square in made.weight.detach().split(features):
         nn.init.orthogonal_(square)
     if bias:
@@ -119,14 +120,15 @@ class Lags(nn.Module):
             not isinstance(shared_logits, nn.Parameter) or shared_logits.shape != (max_span,)
         ):
             raise ValueError(f"shared_logits must be a parameter of shape [{max_span}], the logits of another layer")
-        self.temperature_decay, self.temperature_min = float(temperature_decay), float(temperature_min)
+        self.temperature_decay = float(temperature_decay)
+        self.temperature_min = as_float("temperature_min", temperature_min)
         self.freeze_when_onehot = freeze_when_onehot
         self.mode = mode
         self.logits = nn.Parameter(torch.zeros(max_span)) if shared_logits is None else shared_logits
-        self.register_buffer("temperature", torch.tensor(float(temperature)))
+        self.register_buffer("temperature", torch.tensor(as_float("temperature", temperature)))
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "mode" and value not in _MODES:
+        if name == "mode" and (not isinstance(value, str) or value not in _MODES):
             raise ValueError(f"mode must be one of {', '.join(map(repr, _MODES))}, got {value!r}")
         super().__setattr__(name, value)
 
@@ -193,6 +195,17 @@ def _is_plain_linear(product: nn.Module) -> TypeGuard[nn.Linear]:
     return bool(plain) and "forward" not in vars(product) and not any(getattr(product, name) for name in _HOOKS)
 
 
+def _check_takes(product: nn.Module, x: Tensor) -> None:
+    """Refuse an input of which the product's weights cannot be multiplied with the outputs."""
+    for name, weight in product.named_parameters(recurse=False):
+        alike = weight.dtype == x.dtype or isinstance(product, OneToOne) or is_autocast(x)
+        if weight.device != x.device or not alike:
+            raise ValueError(
+                f"the input is {x.dtype} on {x.device}, {name} of the recurrent product {weight.dtype} on "
+                f"{weight.device}; convert one of them"
+            )
+
+
 def _called(product: nn.Linear, s: Tensor) -> tuple[Tensor, ...]:
     """What a linear product that must be called (it has hooks, say) adds to each input of the neuron."""
     return product(s).split(product.in_features, -1)
@@ -231,12 +244,15 @@ def run(
     if _is_plain_linear(product) and isinstance(given[0], Tensor):
         like = given[0]
         # Under autocast the input comes in another type than the weights.
-        weight = product.weight.to(like.dtype) if torch.is_autocast_enabled(like.device.type) else product.weight
+        weight = product.weight.to(like.dtype) if is_autocast(like) else product.weight
         if product.bias is not None and like.shape[-1:] == (product.in_features,):  # else the weight is refused
             parts = product.bias.to(like.dtype).split(product.in_features)
             given = (*(x + part for x, part in zip(given, parts, strict=False)), *given[len(parts) :])
-    elif isinstance(product, nn.Linear) and product.out_features > product.in_features:
-        weight = partial(_called, product)
+    else:
+        if isinstance(given[0], Tensor):
+            _check_takes(product, given[0])
+        if isinstance(product, nn.Linear) and product.out_features > product.in_features:
+            weight = partial(_called, product)
     many = reach(span)
     if isinstance(history, Tensor) and isinstance(given[0], Tensor) and history.dtype == state_dtype(given[0]):
         history = history.to(given[0].dtype)  # hosts keep all states in one type
@@ -265,6 +281,7 @@ def run_foreign(
     Raises:
         ValueError: a product, lags or a history that do not fit.
     """
+    _check_takes(product, x)
     history = recurrence.check_history(x, history, reach(span), exactly=isinstance(span, Lags))
     heard = span if isinstance(span, int) else span.now()
     if isinstance(heard, Tensor):

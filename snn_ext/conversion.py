@@ -317,7 +317,7 @@ _BUILD = "build that with the same number, or with a tensor, which is loaded"
 
 def mapped(source: Any, to: str, like: nn.Module | None) -> dict[str, Tensor]:
     """See :func:`snn_ext.convert_state_dict`."""
-    if to not in HOSTS:
+    if not isinstance(to, str) or to not in HOSTS:
         raise ValueError(f"to must be one of {', '.join(map(repr, HOSTS))}, got {to!r}")
     if not isinstance(source, nn.Module | Mapping):
         raise TypeError(f"give a state_dict, or a network, got {type(source).__name__}")
@@ -327,6 +327,9 @@ def mapped(source: Any, to: str, like: nn.Module | None) -> dict[str, Tensor]:
             "saves is a plain attribute in the other, so no checkpoint alone says all"
         )
     given = dict(source.state_dict() if isinstance(source, nn.Module) else source)
+    for key, one in given.items():
+        if not isinstance(one, Tensor) and not str(key).endswith("_extra_state"):
+            raise TypeError(f"{key} must be a tensor, as in every state_dict, got {type(one).__name__}")
     if f"{__package__}.{_other(to)}" in sys.modules and any(_is_of_a_face(one, _other(to)) for one in like.modules()):
         raise TypeError(
             f"like must be the network of {to} that will load the result, but it has neurons of {_other(to)}"

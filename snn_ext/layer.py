@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence, sequence
-from .core.neuron import Neuron, Tensors, Value, check_size, state_dtype
+from .core.neuron import Neuron, Tensors, Value, check_flag, check_size, is_autocast, state_dtype
 from .core.quantize import Mode, MultiBit
 from .core.reference import Result
 from .core.surrogate import SpikeFunction, Surrogate
@@ -68,6 +68,7 @@ class Drive(nn.Module):
         if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
             raise ValueError(f"dropout must be a probability in [0, 1), got {dropout!r}")
         self.input_size, self.hidden_size, self.parts, self.dropout = input_size, hidden_size, parts, float(dropout)
+        check_flag("recurrent", recurrent)
         self.weight_ih = nn.Parameter(torch.empty(parts * hidden_size, input_size))
         self.weight_hh = nn.Parameter(torch.empty(parts * hidden_size, hidden_size)) if recurrent else None
         self.norm = nn.ModuleList(nn.BatchNorm1d(hidden_size) for _ in range(parts if norm == "batch" else 0))
@@ -93,7 +94,12 @@ class Drive(nn.Module):
         if not isinstance(x, Tensor) or x.dim() not in (2, 3) or x.shape[-1] != self.input_size:
             got = list(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise ValueError(f"expected [T, N, {self.input_size}], or [N, {self.input_size}] for a step, got {got}")
-        if x.dtype != self.weight_ih.dtype and not torch.is_autocast_enabled(x.device.type):
+        if x.layout != torch.strided or x.device != self.weight_ih.device:
+            raise ValueError(
+                f"the input is {x.layout} on {x.device}, the weights are dense on {self.weight_ih.device}; convert one "
+                "with .to() or .to_dense()"
+            )
+        if x.dtype != self.weight_ih.dtype and not is_autocast(x):
             raise TypeError(f"the input is {x.dtype}, the weights are {self.weight_ih.dtype}; convert one with .to()")
         # One product per part: each then lies in memory by itself, as the neurons read it.
         products = [nn.functional.linear(x, weight) for weight in self.weight_ih.split(self.hidden_size)]
@@ -179,7 +185,7 @@ def run(
         result = recurrence.run(neuron, inputs, weight, states, values, history=history, **settings)
     except Exception:  # whatever refused the call, which is raised on
         for buffer, before in kept:
-            buffer.copy_(before)
+            buffer.data.copy_(before)  # unseen: the backward pass of an earlier call may need it as it was
         drive._mask = mask
         raise
     return Result(result.output, result.states, result.trace), result.history

@@ -28,6 +28,7 @@ Needs ``nir``: ``pip install 'snn_ext[nir]'``.
 from __future__ import annotations
 
 import operator
+import sys
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from functools import partial, reduce
@@ -59,7 +60,7 @@ _PACKAGES = ("snn_ext", "snntorch", "spikingjelly")
 
 
 def _check_dt(dt: float) -> None:
-    if isinstance(dt, bool) or not isinstance(dt, int | float) or not 0 < dt < float("inf"):
+    if isinstance(dt, bool) or not isinstance(dt, int | float) or not 0 < dt <= sys.float_info.max:
         raise ValueError(f"dt must be the length of a step in seconds, > 0, got {dt!r}")
 
 
@@ -101,7 +102,7 @@ def export_to_nir(module: nn.Module, sample_data: Tensor, *, dt: float = _DT) ->
         the graph, its nodes named after the modules.
 
     Raises:
-        TypeError: ``sample_data`` that is no tensor.
+        TypeError: a ``module`` or ``sample_data`` of another type.
         ValueError: what NIR cannot express, with the module's name, the reason, and what could be expressed.
 
     Example::
@@ -117,6 +118,8 @@ def export_to_nir(module: nn.Module, sample_data: Tensor, *, dt: float = _DT) ->
     _check_dt(dt)
     if not isinstance(sample_data, Tensor):
         raise TypeError(f"sample_data must be a tensor, an input of the network, got {type(sample_data).__name__}")
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"module must be a torch.nn.Module, got {type(module).__name__}")
     if _Tracer().is_leaf_module(module, ""):
         module = nn.Sequential(OrderedDict({type(module).__name__.lower(): module}))
     graph = _traced(module)
@@ -219,7 +222,11 @@ def _converted(
         return nir.LIF(**_lif(module, where, shape, signal.positive, dt)), signal._replace(positive=True)
     # SpikingJelly's layers fold time into the batch, and so count one axis less.
     made = _layer_node(module, where, shape, 1 if hasattr(module, "step_mode") else axes)
-    value = module.forward(signal.value)  # not called: its hooks are not for this
+    try:
+        value = module.forward(signal.value)  # not called: its hooks are not for this
+    except RuntimeError as error:
+        got = f"{list(signal.value.shape)} {signal.value.dtype} on {signal.value.device}"
+        raise ValueError(f"{where}: cannot take what comes from sample_data, {got} ({error})") from error
     _check_shape(made, "input_type", where, shape)
     _check_shape(made, "output_type", where, tuple(value.shape[axes:]))
     return made, _Signal((), value, signal.positive and _never_negative(module))
@@ -470,6 +477,8 @@ def import_from_nir(
             if str(error).startswith(where):
                 raise
             raise ValueError(f"{where}: {error}") from error
+        except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+            raise ValueError(f"{where}: is not what NIR describes ({type(error).__name__}: {error})") from error
         modules[attribute] = module
         values[name] = made.call_module(attribute, (_added(made, values, before[name]),))
     made.output(_added(made, values, before[outputs[0]]))

@@ -19,7 +19,17 @@ from torch.autograd import forward_ad
 
 from . import kernels
 from .core import reference
-from .core.neuron import Neuron, Tensors, Value, Values, state_dtype, widened
+from .core.neuron import (
+    Neuron,
+    Tensors,
+    Value,
+    Values,
+    as_float,
+    check_flag,
+    is_autocast,
+    state_dtype,
+    widened,
+)
 from .core.quantize import MultiBit, Tracking
 from .core.reference import Carry, Result
 from .core.surrogate import Surrogate
@@ -45,7 +55,7 @@ def check_backend(backend: str) -> str:
         ValueError: an unknown name.
         BackendUnavailable: a known backend that cannot run here, with the reason.
     """
-    if backend not in BACKENDS:
+    if not isinstance(backend, str) or backend not in BACKENDS:
         raise ValueError(f"unknown backend {backend!r}; expected one of {', '.join(BACKENDS)}")
     if backend in kernels.MACHINES and (reason := kernels.unavailable(backend)):
         raise BackendUnavailable(f"backend={backend!r}: {reason}; or use 'auto' or 'torch'")
@@ -210,7 +220,7 @@ def run_multi_bit(
     plain = spike.neuron(neuron)  # first: it refuses a reset that several levels do not go with
     given = _given(neuron, states)
     many = len(given)
-    values = dict(values or {})
+    values = dict(_named(neuron, values))
     before = {"reach": spike.used.clone()} if spike.follows else None
     if spike.training and spike.mode == "ema_step":
         return _run_tracking(run, neuron, inputs, given, values, spike, settings, sequences)
@@ -500,13 +510,15 @@ def check_call(
     """
     carry, state_map = settings.carry, settings.state_map
     check_backend(settings.backend)
-    if carry not in _CARRIES:
+    if not isinstance(carry, str) or carry not in _CARRIES:
         raise ValueError(f"carry must be 'after_reset' or 'before_reset', got {carry!r}")
     if not callable(spike):
         raise TypeError(f"spike must be callable on a tensor, got {type(spike).__name__}")
+    check_flag("detach_reset", settings.detach_reset)
+    check_flag("trace", settings.trace)
     if state_map is not None and not callable(state_map):
         raise TypeError(f"state_map must be callable on a tensor, got {type(state_map).__name__}")
-    values = {} if values is None else values
+    values = _named(neuron, values)
     neuron.check_values(values)
     dtype = state_dtype(like)
     p = Values(**values, spike=spike)
@@ -527,6 +539,12 @@ def check_call(
     )
     earlier = None if before is None else Values(**{**vars(p), **before})
     return Call(neuron, full, p, tensors, numbers, spike, given[0] is None, *settings, earlier)
+
+
+def _named(neuron: Neuron, values: Mapping[str, Value] | None) -> Mapping[str, Value]:
+    if values is not None and not isinstance(values, Mapping):
+        raise TypeError(f"{neuron.name}: values must be a dictionary of numbers by name, got {type(values).__name__}")
+    return values or {}
 
 
 def _given(neuron: Neuron, states: _States) -> tuple[Value | None, ...]:
@@ -591,16 +609,18 @@ def _check_state(
     if not isinstance(state, Tensor):
         if not isinstance(state, int | float | None):
             raise TypeError(f"{neuron.name}: state {name} must be a tensor or a number, got {type(state).__name__}")
-        return 0.0 if state is None else float(state)
+        return 0.0 if state is None else as_float(f"state {name}", state)
     if state.shape != shape:
         raise ValueError(
             f"{neuron.name}: state {name} must have the shape of a step, {list(shape)}, got {list(state.shape)}; "
             "reset the module, or pass a state of that shape"
         )
+    if state.layout != torch.strided:
+        raise TypeError(f"{neuron.name}: state {name} must be a dense tensor, got {state.layout}; see .to_dense()")
     if state.device != like.device:
         raise ValueError(f"{neuron.name}: state {name} is on {state.device}, the input on {like.device}")
     if state.dtype != dtype:
-        if torch.is_autocast_enabled(like.device.type) and state.is_floating_point():
+        if is_autocast(like) and state.is_floating_point():
             return state.to(dtype)
         half = " (float16 and bfloat16 inputs carry float32 states)" if dtype != like.dtype else ""
         raise TypeError(

@@ -193,6 +193,11 @@ class Neuron:
         if torch.compiler.is_compiling():
             return
         if isinstance(value, Tensor):
+            if not _is_real(value):
+                raise TypeError(
+                    f"{self.name}: {parameter.name} must be a dense tensor of real numbers, got {value.dtype}, "
+                    f"{value.layout}"
+                )
             if value.device.type != "cpu" or value.numel() == 0:
                 return
             # Under torch.func the numbers are inside one wrapper per transform.
@@ -203,7 +208,7 @@ class Neuron:
             else:
                 low, high = (end.item() for end in torch.aminmax(value.detach()))
         elif isinstance(value, int | float) and not isinstance(value, bool):
-            low = high = float(value)
+            low = high = as_float(parameter.name, value)
         else:
             raise TypeError(f"{self.name}: {parameter.name} must be a number or a tensor, got {type(value).__name__}")
         if not parameter.contains(low, high):
@@ -291,6 +296,29 @@ def check_size(name: str, value: Any) -> int:
     return value
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """``value`` itself, if it is ``True`` or ``False``.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value
+
+
+def as_float(name: str, value: Any) -> float:
+    """A number as Python's float.
+
+    Raises:
+        ValueError: a whole number beyond the largest one.
+    """
+    try:
+        return float(value)
+    except OverflowError as error:
+        raise ValueError(f"{name} must be finite, got a whole number beyond the largest float") from error
+
+
 def own_tensor(name: str, value: Any) -> Tensor:
     """A module's own floating point tensor of a value: it shares no memory with what was given.
 
@@ -300,16 +328,39 @@ def own_tensor(name: str, value: Any) -> Tensor:
             ``torch.tensor`` takes.
 
     Raises:
-        TypeError: not numbers, or boolean or complex ones.
+        TypeError: not numbers, or boolean, complex or sparse ones.
+        ValueError: none at all.
     """
     try:
         tensor = value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a number or a tensor, got {type(value).__name__}") from error
-    if tensor.dtype == torch.bool or tensor.is_complex():
-        raise TypeError(f"{name} must be real numbers, got {tensor.dtype}")
+    if tensor.dtype == torch.bool or not _is_real(tensor):
+        raise TypeError(f"{name} must be real numbers, got {tensor.dtype}, {tensor.layout}")
+    if not tensor.numel():
+        raise ValueError(f"{name} must have at least one number, got shape {list(tensor.shape)}")
     keep = isinstance(value, Tensor) and tensor.is_floating_point()
     return tensor if keep else tensor.to(torch.get_default_dtype())
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether torch chooses the types of operations on the device of ``x``."""
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
+
+
+def moved(name: str, state: Tensor, x: Tensor) -> Tensor:
+    """A hidden state in the :func:`state_dtype` and on the device of an input ``x``.
+
+    Raises:
+        ValueError: it has no numbers, as it is of a run on the meta device.
+    """
+    if state.device.type == "meta" != x.device.type:
+        raise ValueError(f"state {name} is on meta and has no numbers, the input is on {x.device}; reset the module")
+    return state.to(x.device, state_dtype(x))
+
+
+def _is_real(x: Tensor) -> bool:
+    return x.layout == torch.strided and not x.is_complex()
 
 
 def state_dtype(x: Tensor) -> torch.dtype:

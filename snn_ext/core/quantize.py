@@ -19,18 +19,21 @@ which may follow the membrane potentials it sees.
 from __future__ import annotations
 
 import logging
+import math
 from functools import cache
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
 
-from .neuron import Neuron, Parameter, Tensors, Value, Values, own_tensor
+from .neuron import Neuron, Parameter, Tensors, Value, Values, as_float, check_flag, own_tensor
 
 Mode = Literal["fixed", "learned", "ema_sequence", "ema_step"]
 
 EPSILON = 1e-4
 """The released code's: it keeps the largest potential from rounding up to a code that does not exist."""
+SMALLEST = 1e-30
+"""A smaller range is none: what the codes are divided by would be infinite."""
 _log = logging.getLogger("snn_ext")
 
 
@@ -76,7 +79,7 @@ def from_bits(bits: int, signed: bool = True) -> int:
     """
     if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 24:
         raise ValueError(f"bits must be a whole number from 1 to 24, got {bits!r}")
-    levels = 2 ** (bits - signed)
+    levels = 2 ** (bits - check_flag("signed", signed))
     if levels < 2:
         raise ValueError(
             f"{bits} bit{'s' * (bits > 1)} {'with' if signed else 'without'} sign are {levels} level, which never "
@@ -104,6 +107,7 @@ class Range(NamedTuple):
         highs = self.high + momentum * (high.to(self.high.dtype) - self.high)
         lows = self.low + momentum * (low.to(self.low.dtype) - self.low)
         reach = torch.maximum((highs / weight).abs(), (lows / weight).abs())
+        reach = torch.where(reach < SMALLEST, 0.0, reach)
         return Range(highs, lows, updates, reach.to(self.reach.dtype))
 
 
@@ -172,21 +176,23 @@ class MultiBit(nn.Module):
             if value < low:
                 hint = "; 1 level never fires, binary spikes are levels=2, dead_zone=0" if name == "levels" else ""
                 raise ValueError(f"{name} must be {what}, got {value}{hint}")
+        if levels > 2**24:
+            raise ValueError("levels must be at most 2**24, up to which float32 has every whole number; got more")
         if dead_zone > levels - 2:
             raise ValueError(f"dead_zone must be at most levels - 2 = {levels - 2}, or nothing fires; got {dead_zone}")
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 < momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {momentum!r}")
-        if threshold is not None and (not isinstance(threshold, int | float) or not 0 < threshold < float("inf")):
-            raise ValueError(f"threshold must be None or a number > 0, got {threshold!r}")
+        if threshold is not None and (not isinstance(threshold, int | float) or not SMALLEST <= threshold < math.inf):
+            raise ValueError(f"threshold must be None or a number > 0, at least {SMALLEST:g}, got {threshold!r}")
         reach = own_tensor("range", range)
-        if not bool(((reach > 0) & reach.isfinite()).all()):
-            raise ValueError(f"range must be finite and > 0, got {range!r}")
+        if reach.device.type != "meta" and not bool(((reach >= SMALLEST) & reach.isfinite()).all()):
+            raise ValueError(f"range must be finite and > 0, at least {SMALLEST:g}, got {range!r}")
         if mode not in ("fixed", "learned") and reach.dim() > 0:
             raise ValueError(f"mode={mode!r} has one range per layer; give range as a number")
         self.levels, self.dead_zone, self.mode, self.momentum = levels, dead_zone, mode, float(momentum)
-        self.threshold = None if threshold is None else float(threshold)
+        self.threshold = None if threshold is None else as_float("threshold", threshold)
         if mode == "learned":
             self.log_range = nn.Parameter(reach.log())
         else:
@@ -243,6 +249,8 @@ class MultiBit(nn.Module):
     @torch.no_grad()
     def follow(self, moved: Range, used: Tensor) -> None:
         """Take over what the averages have seen; ``used`` is the range of the last spikes."""
+        if used.device.type == "meta":
+            return  # nothing was seen
         self.used.copy_(used)  # first: it may be what is written next
         for name, value in zip(Range._fields, moved, strict=True):
             getattr(self, name).copy_(value)

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from .neuron import as_float, check_flag
+
 SpikeFunction = Callable[[Tensor], Tensor]
 
 
@@ -279,8 +281,13 @@ class Surrogate:
     """The values of the others."""
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
+        if not isinstance(self.kind, str) or self.kind not in KINDS:
             raise ValueError(f"unknown surrogate {self.kind!r}; known are {', '.join(KINDS)}")
+        if not isinstance(self.numbers, tuple) or not all(isinstance(p, tuple) and len(p) == 2 for p in self.numbers):
+            raise TypeError(f"surrogate {self.kind}: numbers must be pairs of name and number, got {self.numbers!r}")
+        if self.fires_at_threshold is not None:
+            check_flag("fires_at_threshold", self.fires_at_threshold)
+        check_flag("smooth", self.smooth)
         given = dict(self.numbers)
         defaults = KINDS[self.kind].defaults
         if unknown := sorted(given.keys() - defaults.keys()):
@@ -290,7 +297,7 @@ class Surrogate:
             if not isinstance(value, int | float) or isinstance(value, bool):
                 raise TypeError(f"surrogate {self.kind}: {name} must be a number, got {type(value).__name__}")
             low = KINDS[self.kind].above.get(name, -math.inf)
-            if not (math.isfinite(value) and value > low):
+            if not (math.isfinite(as_float(f"surrogate {self.kind}: {name}", value)) and value > low):
                 bound = "" if math.isinf(low) else f" and > {low:g}"
                 raise ValueError(f"surrogate {self.kind}: {name} must be finite{bound}, got {value}")
         fixed = KINDS[self.kind].structure
@@ -354,8 +361,8 @@ def triangle(width: float = 1.0, **options: bool) -> Surrogate:
     Raises:
         ValueError: a width that is not positive and finite.
     """
-    if not width > 0:
-        raise ValueError(f"width must be > 0, got {width}")
+    if isinstance(width, bool) or not isinstance(width, int | float) or not width > 0:
+        raise ValueError(f"width must be a number > 0, got {width!r}")
     return Surrogate("piecewise_quadratic", (("alpha", 1 / width),), **options)
 
 

@@ -554,8 +554,9 @@ class _Root(torch.autograd.Function):
 
 def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -> Graph:
     neuron = request.neuron
-    # Whatever mode the caller is in (no_grad, inference, fake tensors), this is a computation of its own.
-    with _disable_current_modes(), torch.inference_mode(False), torch.enable_grad():
+    # Whatever mode the caller is in (no_grad, inference, fake tensors, the backward pass of a subclass of tensors),
+    # this is a computation of its own.
+    with _disable_current_modes(), torch._C._EnableTorchFunction(), torch.inference_mode(False), torch.enable_grad():
         inputs, states = recorder.arguments("x_", neuron.inputs), recorder.arguments("u_", neuron.states)
         tensors = dict(zip(request.tensors, recorder.arguments("p_", request.tensors), strict=True))
         numbers = recorder.numbers("c_", request.numbers)

@@ -148,12 +148,15 @@ def run_foreign(
         the outputs ``[T, N, *]``, and the history that the next chunk begins with.
 
     Raises:
-        ValueError: a span, lags, a history or a product that do not fit.
+        ValueError: an input that is none; a span, lags, a history or a product that do not fit.
     """
     if lags is not None:
         _check_lags(lags)
         span = len(lags)
     check_size("span", span)
+    if not isinstance(x, Tensor) or x.dim() < 2 or not len(x) or x.layout != torch.strided:
+        got = f"{list(x.shape)}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a dense tensor [T, N, *] with T > 0, got {got}")
     history = check_history(x, history, span, exactly=lags is not None)
     emitted = list(history.unbind(0))
     for now in x.unbind(0):
@@ -234,7 +237,7 @@ def check_block(block: Any, span: int) -> int:
         ValueError: a span that is none; a block that is neither ``"auto"`` nor a whole number from 1 to ``span``.
     """
     check_size("span", span)
-    if block == "auto":
+    if isinstance(block, str) and block == "auto":
         return span
     if check_size("block", block) > span:
         raise ValueError(f"block must not exceed span {span}, the steps that do not feed each other, got {block}")
@@ -279,6 +282,7 @@ def check_history(x: Tensor, history: Tensor | None, span: int, exactly: bool) -
 
 
 def _check_lags(lags: Tensor) -> None:
-    if not isinstance(lags, Tensor) or lags.dim() != 1 or not len(lags) or not lags.is_floating_point():
-        got = list(lags.shape) if isinstance(lags, Tensor) else type(lags).__name__
+    dense = isinstance(lags, Tensor) and lags.layout == torch.strided and lags.is_floating_point()
+    if not dense or lags.dim() != 1 or not len(lags):
+        got = f"{list(lags.shape)} {lags.dtype}, {lags.layout}" if isinstance(lags, Tensor) else type(lags).__name__
         raise ValueError(f"lags must be a vector [K] of the weights of lags 1 to K, got {got}")

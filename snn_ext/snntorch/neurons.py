@@ -13,7 +13,7 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .. import sequence
 from ..core import surrogate
-from ..core.neuron import Neuron, Value, described, own_tensor, state_dtype
+from ..core.neuron import Neuron, Value, check_flag, described, moved, own_tensor
 from ..core.quantize import MultiBit
 from ..core.reference import Result
 from ..core.surrogate import Surrogate
@@ -34,7 +34,7 @@ def is_state(given: Tensor, hidden: Tensor) -> bool:
         return True
     if torch.compiler.is_compiling() or any(map(is_functorch_wrapped_tensor, (given, hidden))):
         return False
-    return given.device.type != "meta" and given.is_set_to(hidden)
+    return given.device.type != "meta" and given.layout == torch.strided and given.is_set_to(hidden)
 
 
 class SequenceNeuron(SpikingNeuron):
@@ -96,6 +96,15 @@ class SequenceNeuron(SpikingNeuron):
         step_mode: bool,
     ) -> None:
         sequence.check_backend(backend)
+        flags = {"surrogate_disable": surrogate_disable, "init_hidden": init_hidden, "inhibition": inhibition}
+        flags |= {"learn_threshold": learn_threshold, "output": output, "detach_reset": detach_reset}
+        for name, flag in {**flags, "step_mode": step_mode}.items():
+            check_flag(name, flag)
+        if not (state_quant is None or state_quant is False or callable(state_quant)):
+            raise TypeError(f"state_quant must be a function on a state, or False, got {state_quant!r}")
+        if not isinstance(reset_mechanism, str) or reset_mechanism not in _RESETS:
+            # Here: the host would put a module that it refuses on its list of all.
+            raise ValueError(f"reset_mechanism must be 'subtract', 'zero', or 'none', got {reset_mechanism!r}")
         if surrogate_disable and (isinstance(spike_grad, MultiBit) or getattr(spike_grad, "smooth", False)):
             raise ValueError(
                 f"{type(self).__name__}: surrogate_disable=True makes binary spikes, not several levels; give a binary "
@@ -120,8 +129,6 @@ class SequenceNeuron(SpikingNeuron):
         # The host's list would keep every module alive for ever; it serves the host's classes only.
         if self in SpikingNeuron.instances:
             SpikingNeuron.instances.remove(self)
-        if state_quant and not callable(state_quant):
-            raise TypeError(f"state_quant must be a function on a state, or False, got {state_quant!r}")
         self.surrogate_disable = surrogate_disable
         self.detach_reset = detach_reset
         self.backend = backend
@@ -199,7 +206,7 @@ class SequenceNeuron(SpikingNeuron):
         Raises:
             TypeError, ValueError: as :meth:`step`; also a missing time axis.
         """
-        trace = self.output or bool(self.inhibition)
+        trace = bool(self.output or self.inhibition)
         result = self._advance(x, self._states(states, x, single=False), single=False, trace=trace)
         spk = self._finish(result.output, result.trace[0] if result.trace else None, dim=2)
         if len(spk):
@@ -260,7 +267,7 @@ class SequenceNeuron(SpikingNeuron):
         fresh = self._fresh and (torch.compiler.is_compiling() or hidden.is_inference() or hidden._version == 0)
         if given is None:
             fits = not fresh and hidden.shape == shape
-            return hidden.to(device=x.device, dtype=state_dtype(x)) if fits else None
+            return moved(name, hidden, x) if fits else None
         # ``mem = lif.reset_mem()`` at the start of a batch, then ``lif(x, mem)``: what it returned is
         # empty before the first call, and has the shape and dtype of the last batch afterwards.
         if isinstance(given, Tensor) and ((fresh and is_state(given, hidden)) or given.shape == (0,)):
@@ -280,8 +287,9 @@ class SequenceNeuron(SpikingNeuron):
         if self.inhibition and mem is not None:
             if mem.dim() <= dim:
                 raise ValueError(f"inhibition needs a step [B, F, *], got one of shape {list(mem.shape[dim - 1 :])}")
-            winner = torch.argmax(mem - self.threshold, dim=dim, keepdim=True)
-            spk = spk * torch.zeros_like(spk).scatter_(dim, winner, 1)
+            if mem.numel():  # else there is none to win
+                winner = torch.argmax(mem - self.threshold, dim=dim, keepdim=True)
+                spk = spk * torch.zeros_like(spk).scatter_(dim, winner, 1)
         factor = self.graded_spikes_factor
         # The host's constructor always makes this buffer; ours do not offer it, so it is 1 unless
         # somebody wrote to it.
@@ -339,7 +347,7 @@ class SequenceNeuron(SpikingNeuron):
             args[-1].append(f"reset_mechanism_val must be one of {SpikingNeuron.reset_dict}, got {value.item()}")
 
     def _register(self, name: str, tensor: Tensor, learn: bool) -> None:
-        if learn:
+        if check_flag(f"learn_{name}", learn):
             self.register_parameter(name, nn.Parameter(tensor))
         else:
             self.register_buffer(name, tensor)
@@ -432,7 +440,7 @@ class LIF(SequenceNeuron):
             backend=backend,
             step_mode=step_mode,
         )
-        self.decay_input = decay_input
+        self.decay_input = check_flag("decay_input", decay_input)
         self._register_beta(beta, learn_beta)
         self._check()
 
@@ -533,9 +541,9 @@ class KLIF(SequenceNeuron):
             backend=backend,
             step_mode=step_mode,
         )
-        self.decay_input = decay_input
-        self.scale_reset = scale_reset
-        self.relu = relu
+        self.decay_input = check_flag("decay_input", decay_input)
+        self.scale_reset = check_flag("scale_reset", scale_reset)
+        self.relu = check_flag("relu", relu)
         self.k_constraint = k_constraint
         self._register_beta(beta, learn_beta)
         self._register("k", raw_k(own_tensor("k", k), k_constraint, beta=self.beta), learn_k)
@@ -616,6 +624,7 @@ class _TwoCompartment(SequenceNeuron):
             step_mode=step_mode,
         )
         c1, c2 = logits(own_tensor("beta1", beta1), own_tensor("beta2", beta2))
+        check_flag("learn_beta", learn_beta)
         self._register("c1", c1, learn_beta)
         self._register("c2", c2, learn_beta)
         self._register("gamma", own_tensor("gamma", gamma), False)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import connection
 from ..connection import Lags, Mode, Span
-from ..core.neuron import Value, check_size, state_dtype
+from ..core.neuron import Value, check_flag, check_size, is_autocast, state_dtype
 from ..core.reference import Result
 from ..recurrence import Block, check_block
 from ..sequence import check_inputs
@@ -62,13 +62,15 @@ def _product(
     recurrent: nn.Module | None,
 ) -> nn.Module:
     """The product that comes back, from the arguments of a module; ``parts`` is the number of a neuron's inputs."""
+    for name, number in (("features", features), ("linear_features", linear_features)):
+        if number is not None:
+            check_size(name, number)
     if None not in (features, linear_features) and features != linear_features:
         raise ValueError(
             f"features and linear_features are two names of one size, got {features} and {linear_features}"
         )
-    for name, flag in (("all_to_all", all_to_all), ("bias", bias)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be True or False, got {flag!r}")
+    check_flag("all_to_all", all_to_all)
+    check_flag("bias", bias)
     size = linear_features if features is None else features
     settings = {"features": size, "conv2d_channels": conv2d_channels, "kernel_size": kernel_size}
     given = [name for name, value in settings.items() if value is not None] + ["bias"] * bias
@@ -133,11 +135,11 @@ class _Recurrent(SequenceNeuron):
         # Of this object: with a longer reach the outputs are a state of their own, besides the last one.
         self.__dict__["state_names"] = ("spk" if self._reach == 1 else "past", *states)
         self.block = block
-        self.step_mode = getattr(neuron, "step_mode", True) if step_mode is None else step_mode
+        self.step_mode = getattr(neuron, "step_mode", True) if step_mode is None else check_flag("step_mode", step_mode)
         self.register_buffer(self.state_names[0], torch.zeros(0), persistent=False)
         self._fresh = True
         self.recurrent = _product(1 if self._foreign else len(neuron._neuron().inputs), **product)
-        if not learn_recurrent:
+        if not check_flag("learn_recurrent", learn_recurrent):
             self.recurrent.requires_grad_(False)
         if isinstance(span, Lags):
             self.lags = span
@@ -273,16 +275,16 @@ class _Recurrent(SequenceNeuron):
     def _checked(self, x: Any, single: bool) -> Tensor:
         """The input of a foreign neuron as a sequence, if it is one."""
         layout, name = ("[B, *]: a step", "input_") if single else ("[T, B, *]: a sequence", "x")
-        if not isinstance(x, Tensor) or not x.is_floating_point():
-            got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"{name} must be a floating point tensor {layout}, got {got}")
+        if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+            got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+            raise TypeError(f"{name} must be a dense floating point tensor {layout}, got {got}")
         if x.dim() < (1 if single else 2):
             raise ValueError(f"{name} must be {layout}, got shape {list(x.shape)}")
         product = self.recurrent
         if isinstance(product, nn.Linear):
             if x.shape[-1] != product.in_features:
                 raise ValueError(f"the input must have {product.in_features} features, got shape {list(x.shape)}")
-            if x.dtype != product.weight.dtype and not torch.is_autocast_enabled(x.device.type):
+            if x.dtype != product.weight.dtype and not is_autocast(x):
                 raise TypeError(f"the input is {x.dtype}, the weights are {product.weight.dtype}; convert one of them")
         return x.unsqueeze(0) if single else x
 
@@ -545,7 +547,7 @@ class AdaptiveSkipRecurrent(_Recurrent):
             shared_logits=shared_logits,
             freeze_when_onehot=freeze_when_onehot,
         )
-        if block not in (1, "auto"):
+        if not isinstance(block, int | str) or block not in (1, "auto"):
             raise ValueError(f"block must be 1 or 'auto' where the span is learned, got {block!r}")
         product = {
             "features": features,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import layer
-from ..core.neuron import Value, own_tensor
+from ..core.neuron import Value, check_flag, own_tensor
 from ..core.quantize import Mode
 from ..core.reference import Result
 from ..layer import Drive, Norm
@@ -62,7 +62,7 @@ class _Synaptic(SequenceNeuron):
             backend=backend,
             step_mode=step_mode,
         )
-        self.reset_decay = reset_decay
+        self.reset_decay = check_flag("reset_decay", reset_decay)
         self._register("alpha", own_tensor("alpha", alpha), False)
 
     def _options(self) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import torch
 from spikingjelly.activation_based import base, neuron
 from torch import Tensor
 
-from ..core.neuron import state_dtype
+from ..core.neuron import moved, state_dtype
 from ..core.reference import Result
 from ..sequence import BACKENDS, BackendUnavailable, check_backend
 
@@ -37,11 +37,18 @@ def _runs(backend: str) -> bool:
 
 def _one_step(x: Any, step_mode: str) -> Tensor | None:
     """A step of the input, for its shape, dtype, device and strides; None where it has none."""
-    if not isinstance(x, Tensor) or x.dim() < (2 if step_mode == "m" else 1):
+    if not isinstance(x, Tensor) or x.layout != torch.strided or x.dim() < (2 if step_mode == "m" else 1):
         return None  # advance() refuses it, with the reason
     if step_mode == "s":
         return x.detach()
     return x.detach()[0] if x.shape[0] else x.new_empty(x.shape[1:])
+
+
+def check_step_mode(step_mode: Any) -> str:
+    """``step_mode`` itself, if it is ``"s"`` or ``"m"``; else a ValueError."""
+    if not isinstance(step_mode, str) or step_mode not in ("s", "m"):
+        raise ValueError(f"step_mode must be 's' or 'm', got {step_mode!r}")
+    return step_mode
 
 
 class HostNode(neuron.BaseNode):
@@ -69,7 +76,7 @@ class HostNode(neuron.BaseNode):
             v_reset=v_reset,
             surrogate_function=surrogate_function,
             detach_reset=detach_reset,
-            step_mode=step_mode,
+            step_mode=check_step_mode(step_mode),
             store_v_seq=store_v_seq,
         )
         self.backend = backend
@@ -148,7 +155,7 @@ class HostNode(neuron.BaseNode):
 
         Tensors that do not fit are left for the forward to refuse.
         """
-        like = self._like(inputs[0], step_mode)
+        like = self._like(inputs[0], step_mode) if len(inputs) else None
         if like is None:
             return tuple(states)
 
@@ -217,7 +224,7 @@ class HostNode(neuron.BaseNode):
         if not isinstance(state, Tensor) or state.dim() == 0:
             return state
         if state.shape == like.shape:
-            return state.to(like.device, state_dtype(like))
+            return moved(name, state, like)
         if not _STARTS_AFRESH:
             raise ValueError(
                 f"{type(self).__name__}: {name} is kept from steps of shape {list(state.shape)}, this input's have "

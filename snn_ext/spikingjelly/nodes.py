@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .. import sequence
 from ..core import surrogate
-from ..core.neuron import Neuron, Value, described, own_tensor
+from ..core.neuron import Neuron, Value, as_float, check_flag, described, own_tensor
 from ..core.reference import Result
 from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
 from ..neurons.lif import lif
@@ -68,14 +68,18 @@ class Node(HostNode):
         store_v_seq: bool,
     ) -> None:
         surrogate.spike_function(surrogate_function, fires_at_threshold=True)
+        if isinstance(store_v_seq, str):  # the place of the backend in the host's own classes
+            raise TypeError(
+                f"store_v_seq must be True or False, got {store_v_seq!r}; give the backend by name, backend='...'"
+            )
         super().__init__(
             v_threshold=1.0,
             v_reset=None if v_reset is None else _number("v_reset", v_reset),
             surrogate_function=surrogate_function,
-            detach_reset=_flag("detach_reset", detach_reset),
+            detach_reset=check_flag("detach_reset", detach_reset),
             step_mode=step_mode,
             backend=backend,
-            store_v_seq=_flag("store_v_seq", store_v_seq),
+            store_v_seq=check_flag("store_v_seq", store_v_seq),
         )
         self._built: tuple[Any, Neuron] | None = None
         self._set("v_threshold", v_threshold)
@@ -184,7 +188,7 @@ class LIFNode(Node):
         surrogate_function = host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
         self._set("tau", tau)
-        self.decay_input = _flag("decay_input", decay_input)
+        self.decay_input = check_flag("decay_input", decay_input)
         self._complete()
 
     def _options(self) -> dict[str, Any]:
@@ -240,10 +244,10 @@ class KLIFNode(Node):
     ) -> None:
         surrogate_function = host_surrogate.Sigmoid() if surrogate_function is None else surrogate_function
         super().__init__(v_threshold, v_reset, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
-        self.scale_reset = _flag("scale_reset", scale_reset)
+        self.scale_reset = check_flag("scale_reset", scale_reset)
         self._set("tau", tau)
-        self.decay_input = _flag("decay_input", decay_input)
-        self.relu = _flag("relu", relu)
+        self.decay_input = check_flag("decay_input", decay_input)
+        self.relu = check_flag("relu", relu)
         self.k_constraint = k_constraint
         self.neuron.check_value(self.neuron.parameter("tau"), self.tau)
         self.k = nn.Parameter(raw_k(own_tensor("k", k), k_constraint, tau=self.tau))
@@ -370,11 +374,4 @@ def set_backend(net: nn.Module, backend: str, instance: type | tuple[type, ...] 
 def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"{name} must be a number, got {type(value).__name__}")
-    return float(value)
-
-
-def _flag(name: str, value: Any) -> bool:
-    if not isinstance(value, bool):
-        hint = "; give the backend by name, backend='...'" if name == "store_v_seq" and isinstance(value, str) else ""
-        raise TypeError(f"{name} must be True or False, got {value!r}{hint}")
-    return value
+    return as_float(name, value)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from .. import connection, sequence
 from ..connection import Lags, Mode, Span
-from ..core.neuron import check_size, state_dtype
+from ..core.neuron import check_flag, check_size, state_dtype
 from ..core.reference import Result
 from ..recurrence import Block, check_block
-from .compat import _STARTS_AFRESH, _one_step
-from .nodes import Node, _flag
+from .compat import _STARTS_AFRESH, _one_step, check_step_mode
+from .nodes import Node
 
 __all__ = ["ASRCContainer", "AdaptiveSkipRecurrentContainer", "SRCContainer", "SkipRecurrentContainer"]
 
@@ -42,7 +42,7 @@ class _Container(layer.ElementWiseRecurrentContainer):
         _check_single_step("sub_module", sub_module)
         if features is not None or recurrent is None:
             check_size("features", features)
-        _flag("bias", bias)
+        check_flag("bias", bias)
         node = _ours(sub_module)
         if recurrent is None:
             assert features is not None
@@ -52,7 +52,7 @@ class _Container(layer.ElementWiseRecurrentContainer):
         _check_product(recurrent)
         # Not the parent's: that has a body, and parts of it, which are not used here.
         super(layer.ElementWiseRecurrentContainer, self).__init__()
-        self.step_mode = step_mode
+        self.step_mode = check_step_mode(step_mode)
         self.features = features
         self.recurrent = recurrent
         self.sub_module = sub_module

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import layer
-from ..core.neuron import Value, own_tensor
+from ..core.neuron import Value, check_flag, own_tensor
 from ..core.quantize import Mode
 from ..core.reference import Result
 from ..layer import Drive, Norm
 from ..neurons.gated_synaptic import gated_synaptic, synaptic
-from .nodes import Node, _flag
+from .nodes import Node
 
 __all__ = ["GatedSynapticLayer", "GatedSynapticNode", "SynapticLIFNode", "SynapticLayer"]
 
@@ -41,7 +41,7 @@ class _SynapticNode(Node):
         if surrogate_function is None:
             surrogate_function = layer.output_function(levels, dead_zone, range, range_mode)
         super().__init__(v_threshold, None, surrogate_function, detach_reset, step_mode, backend, store_v_seq)
-        self.reset_decay = _flag("reset_decay", reset_decay)
+        self.reset_decay = check_flag("reset_decay", reset_decay)
         self.register_buffer("alpha", own_tensor("alpha", alpha))
 
     def _options(self) -> dict[str, Any]:
@@ -212,6 +212,8 @@ class _Layer(_SynapticNode):
 
     def advance(self, inputs: Sequence[Tensor], states: Sequence[Any], step_mode: str, trace: bool = False) -> Result:
         """Run one step ``[N, D]`` or a sequence ``[T, N, D]``; see :class:`HostNode`."""
+        if len(inputs) != 1:
+            raise ValueError(f"{type(self).__name__} takes one input, got {len(inputs)}")
         (x,) = inputs
         single = step_mode == "s"
         if not isinstance(x, Tensor) or x.dim() != (2 if single else 3):
@@ -373,7 +375,7 @@ class GatedSynapticLayer(_Layer):
 def _set_beta(node: Node, beta: Value, learn: bool) -> None:
     tensor = own_tensor("beta", beta)
     node.neuron.check_value(node.neuron.parameter("beta"), tensor)  # every forward clamps it
-    if _flag("learn_beta", learn):
+    if check_flag("learn_beta", learn):
         node.beta = nn.Parameter(tensor)
     else:
         node.register_buffer("beta", tensor)
