@@ -30,6 +30,7 @@ def of_snntorch():
     gated = snntorch.GatedSynapticLayer(8, 8, True, **GATED, **options)
     skip = snntorch.AdaptiveSkipRecurrent(snntorch.LIF(0.5, init_hidden=True), 8, max_span=4, step_mode=False)
     net = nn.Sequential(nn.Linear(5, 8), snntorch.LSTMLIF(**options), gated, skip, nn.Linear(8, 3)).double()
+    in_torch(net[2:])
     return net, lambda: [one.detach_states() for one in net.modules() if hasattr(one, "detach_states")]
 
 
@@ -43,7 +44,7 @@ def of_spikingjelly():
 
 
 def in_torch(net):
-    """Without kernels, which are compiled for one host: that takes seconds."""
+    """Without kernels: one neuron has them, more would take seconds to compile."""
     for one in net.modules():
         if hasattr(one, "backend"):
             one.backend = "torch"
