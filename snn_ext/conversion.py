@@ -328,8 +328,11 @@ def mapped(source: Any, to: str, like: nn.Module | None) -> dict[str, Tensor]:
         )
     given = dict(source.state_dict() if isinstance(source, nn.Module) else source)
     for key, one in given.items():
-        if not isinstance(one, Tensor) and not str(key).endswith("_extra_state"):
-            raise TypeError(f"{key} must be a tensor, as in every state_dict, got {type(one).__name__}")
+        if str(key).endswith("_extra_state"):
+            continue
+        if not isinstance(one, Tensor) or one.device.type == "meta" or one.layout != torch.strided:
+            got = f"{one.layout} on {one.device}" if isinstance(one, Tensor) else type(one).__name__
+            raise TypeError(f"{key} must be a dense tensor with numbers, as in every state_dict, got {got}")
     if f"{__package__}.{_other(to)}" in sys.modules and any(_is_of_a_face(one, _other(to)) for one in like.modules()):
         raise TypeError(
             f"like must be the network of {to} that will load the result, but it has neurons of {_other(to)}"
@@ -446,6 +449,8 @@ def _compare(path: str, theirs: str, node: Any, given: Mapping[str, Any]) -> set
             f"{where}: the threshold is {_shown(threshold)} in the checkpoint, and v_threshold={node.v_threshold} in "
             f"the network; {_BUILD}"
         )
+    if reset.numel() != 1 or reset.item() not in range(3):
+        raise ValueError(f"{_joined(theirs, 'reset_mechanism_val')} must be 0, 1 or 2, got {_shown(reset)}")
     name = ("subtract", "zero", "none")[int(reset.item())]
     _check_sayable(where, factor, name)
     known = {"subtract": None, "zero": 0.0}[name]

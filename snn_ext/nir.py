@@ -477,7 +477,7 @@ def import_from_nir(
             if str(error).startswith(where):
                 raise
             raise ValueError(f"{where}: {error}") from error
-        except (TypeError, AttributeError, IndexError, RuntimeError) as error:
+        except (AttributeError, IndexError, OverflowError, RuntimeError) as error:
             raise ValueError(f"{where}: is not what NIR describes ({type(error).__name__}: {error})") from error
         modules[attribute] = module
         values[name] = made.call_module(attribute, (_added(made, values, before[name]),))

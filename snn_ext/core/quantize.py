@@ -185,10 +185,10 @@ class MultiBit(nn.Module):
         if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 < momentum <= 1:
             raise ValueError(f"momentum must be in (0, 1], got {momentum!r}")
         if threshold is not None and (not isinstance(threshold, int | float) or not SMALLEST <= threshold < math.inf):
-            raise ValueError(f"threshold must be None or a number > 0, at least {SMALLEST:g}, got {threshold!r}")
+            raise ValueError(f"threshold must be None or a number > 0, got {threshold!r}; the smallest is {SMALLEST:g}")
         reach = own_tensor("range", range)
         if reach.device.type != "meta" and not bool(((reach >= SMALLEST) & reach.isfinite()).all()):
-            raise ValueError(f"range must be finite and > 0, at least {SMALLEST:g}, got {range!r}")
+            raise ValueError(f"range must be finite and > 0, got {range!r}; the smallest is {SMALLEST:g}")
         if mode not in ("fixed", "learned") and reach.dim() > 0:
             raise ValueError(f"mode={mode!r} has one range per layer; give range as a number")
         self.levels, self.dead_zone, self.mode, self.momentum = levels, dead_zone, mode, float(momentum)

@@ -181,6 +181,8 @@ def _checked(
     inputs = sequence.check_inputs(neuron, inputs, axes=2)
     if not callable(weight) or isinstance(weight, Tensor):
         _check_weight(neuron, inputs, weight)
+    if past.lags is not None and past.lags.device != inputs[0].device:
+        raise ValueError(f"lags are on {past.lags.device}, the input on {inputs[0].device}; move one of them")
     history = check_history(inputs[0], history, past.span, exactly=past.lags is not None)
     go = partial(_run, weight, history, past)
     if isinstance(spike, MultiBit):
