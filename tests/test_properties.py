@@ -404,6 +404,15 @@ def test_a_refused_module_is_in_no_list():
 
 
 @pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
+def test_a_step_that_inhibition_refuses_moves_no_range():
+    module = pytest.importorskip("snn_ext.snntorch").SynapticLIF(0.5, inhibition=True)
+    before = [buffer.clone() for buffer in module.buffers()]
+    with pytest.raises(ValueError, match=r"inhibition needs a step \[B, F, \*\], got one of shape \[3\]"):
+        module(torch.ones(3))
+    assert all(map(torch.equal, module.buffers(), before))
+
+
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature")
 @pytest.mark.parametrize("step_mode", [True, False])
 def test_inhibition_among_no_neurons(step_mode):
     module = pytest.importorskip("snn_ext.snntorch").LIF(0.5, inhibition=True, step_mode=step_mode)

@@ -217,6 +217,9 @@ class SequenceNeuron(SpikingNeuron):
 
     def _advance(self, x: Inputs, states: tuple[Any, ...], single: bool, trace: bool = False) -> Result:
         """Run one step, or a sequence, from the given states."""
+        like = x[0] if isinstance(x, tuple) and x else x
+        if self.inhibition and isinstance(like, Tensor) and like.dim() == (1 if single else 2):
+            raise ValueError(f"inhibition needs a step [B, F, *], got one of shape {list(like.shape[not single :])}")
         settings: dict[str, Any] = {
             "spike": self._spike(),
             "detach_reset": self.detach_reset,
@@ -284,12 +287,9 @@ class SequenceNeuron(SpikingNeuron):
             self.__dict__["_fresh"] = False
 
     def _finish(self, spk: Tensor, mem: Tensor | None, dim: int) -> Tensor:
-        if self.inhibition and mem is not None:
-            if mem.dim() <= dim:
-                raise ValueError(f"inhibition needs a step [B, F, *], got one of shape {list(mem.shape[dim - 1 :])}")
-            if mem.numel():  # else there is none to win
-                winner = torch.argmax(mem - self.threshold, dim=dim, keepdim=True)
-                spk = spk * torch.zeros_like(spk).scatter_(dim, winner, 1)
+        if self.inhibition and mem is not None and mem.numel():
+            winner = torch.argmax(mem - self.threshold, dim=dim, keepdim=True)
+            spk = spk * torch.zeros_like(spk).scatter_(dim, winner, 1)
         factor = self.graded_spikes_factor
         # The host's constructor always makes this buffer; ours do not offer it, so it is 1 unless
         # somebody wrote to it.
