@@ -386,7 +386,7 @@ def judged(error: Exception, given: list[tuple[str, Any]], *also: type[Exception
     if not message.strip():
         raise Finding(f"refuses without a word: {_where(error)}")
     # What Python says when a call lacks an argument; what two arguments cannot be together.
-    usual = ("required positional argument", "states", "inputs", "reset", "not the same neuron")
+    usual = ("required positional argument", "states", "input", "reset", "not the same neuron")
     if not any(word in message for word in usual) and not any(
         word in message for one in given for word in tokens(*one)
     ):
@@ -574,7 +574,13 @@ def foreign_case(key: str) -> list[str]:
     past = list((x.new_zeros((span, *x.shape[1:])) if history is None else history).unbind(0))
     for now in x.unbind(0):
         past.append(torch.tanh(now - past[-span]))
-    compare((output, latest), (torch.stack(past[-len(x) :]), torch.stack(past[-len(latest) :])), 0.0, x, "the answer")
+    compare(
+        (output, latest),
+        (torch.stack(past[-len(x) :]), torch.stack(past[-len(latest) :])),
+        0.0,
+        (x, history),
+        "the answer",
+    )
     return ["right"]
 
 
