@@ -17,7 +17,7 @@ from torch import distributed, nn
 from snn_ext import snntorch, spikingjelly
 from snn_ext.training import step_temperature
 
-EXAMPLE = runpy.run_path(str(Path(__file__).parents[1] / "examples" / "torchrun.py"))
+EXAMPLE = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "examples" / "torchrun.py"))
 UPDATES, STEPS, BATCH = 4, 12, 6
 GATED = {"norm": None, "range_mode": "ema_sequence", "levels": 16, "dead_zone": 0}
 # From Python 3.12 on a fork beside threads is said to be deprecated.

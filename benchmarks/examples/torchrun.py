@@ -1,6 +1,6 @@
-"""Several processes train one network: ``torchrun --nproc-per-node 2 examples/torchrun.py`` (snnTorch; CPU or CUDA).
+"""Several processes train one network: ``torchrun --nproc-per-node 2 benchmarks/examples/torchrun.py``.
 
-Which of three pulses was the longest? Every process draws samples of its own. Two things are said here that a network
+On snnTorch, on the CPU or CUDA. Which of three pulses was the longest? Every process draws samples of its own. Two things are said here that a network
 without states does not need:
 
 * the states of neurons are buffers, and ``DistributedDataParallel`` copies the first process' buffers over all others'
