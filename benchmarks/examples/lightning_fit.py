@@ -1,6 +1,8 @@
 """The network of ``torchrun.py`` under Lightning: ``python benchmarks/examples/lightning_fit.py``.
 
-Needs ``pip install lightning``. ``strategy="ddp"`` needs what plain DistributedDataParallel does; Lightning passes it on.
+Needs ``pip install lightning``.
+
+``strategy="ddp"`` needs what plain DistributedDataParallel does; Lightning passes it on.
 """
 
 import inspect

@@ -1,7 +1,7 @@
 """Several processes train one network: ``torchrun --nproc-per-node 2 benchmarks/examples/torchrun.py``.
 
-On snnTorch, on the CPU or CUDA. Which of three pulses was the longest? Every process draws samples of its own. Two things are said here that a network
-without states does not need:
+On snnTorch, on the CPU or CUDA. Which of three pulses was the longest? Every process draws samples of its own. Two
+things are said here that a network without states does not need:
 
 * the states of neurons are buffers, and ``DistributedDataParallel`` copies the first process' buffers over all others'
   before every forward pass. That must be off, or the processes forget what they have seen (a sequence that starts with
