@@ -99,7 +99,7 @@ def forked(function: Callable[[], Any], user: int | None = None, result: int | N
         return child
     code = 1  # whatever happens here, the child must not run the parent's code
     try:
-        signal.alarm(300)  # it fails, rather than wait for ever
+        signal.alarm(3600)  # it fails, rather than wait for ever
         torch.set_num_threads(1)  # torch's own threads hang in a forked child
         if user is not None:
             os.setgroups([])
