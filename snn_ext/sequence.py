@@ -41,6 +41,7 @@ _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 _KERNELS = {"cpu": "cpu", "cuda": "cupy"}  # by type of device
 
+_LARGEST = torch.finfo(torch.float32).max
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -528,7 +529,7 @@ def check_call(
         if isinstance(value, Tensor):
             tensors[name] = _check_value(neuron, name, value, like, shape, dtype)
         else:
-            numbers.append(float(value))
+            numbers.append(_check_number(neuron, name, value, dtype))
     vars(p).update(tensors)
     given = _given(neuron, states)
     full = tuple(
@@ -601,6 +602,12 @@ def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, shape: t
             )
         value = value.to(like.device)  # as torch lets one number on the CPU meet a tensor anywhere
     return value if value.dtype == dtype else value.to(dtype)
+
+
+def _check_number(neuron: Neuron, name: str, value: float, dtype: torch.dtype) -> float:
+    if dtype == torch.float32 and not torch.compiler.is_compiling() and abs(value) > _LARGEST:
+        raise ValueError(f"{neuron.name}: {name} must be finite in {dtype}, the type of the states, got {value:g}")
+    return float(value)
 
 
 def _check_state(

@@ -333,6 +333,11 @@ REFUSED = {
     "values that have no names": (lambda f: run_lif(values=3), TypeError, "values must be a dictionary"),
     "and for several levels": (lambda f: of_levels(TWO), TypeError, "values must be a dictionary"),
     "a huge value": (lambda f: run_lif(values={**VALUES, "tau": HUGE}), ValueError, "tau must be finite"),
+    "a value too large for float32": (
+        lambda f: run_lif(values={**VALUES, "v_reset": -1e300}),
+        ValueError,
+        "v_reset must be finite in torch.float32",
+    ),
     "a sparse tensor as a value": (
         lambda f: run_lif(values={**VALUES, "tau": 2 * SPARSE}),
         TypeError,

@@ -22,9 +22,9 @@ from snn_ext.kernels.trace import Gradient, Graph, Node, prefixed
 from .batch import Batch
 from .compare import differences, is_exact, result_and_gradients
 
-SHAPE = (11, 3, 4)
+SHAPE = (11, 7, 16)
 EVEN = {"abs", "square"}
-# Of a straight-through spike nothing of a state's gradient is left behind a reset.
+# Even as it is written; and of a straight-through spike nothing of a state's gradient is left behind a reset.
 SPIKE = surrogate.triangle()
 
 
@@ -89,7 +89,7 @@ def more_mutants(graph: Graph, names: list[str]) -> Iterator[tuple[str, Graph]]:
 
 def functions(case: Case, data: Data, carry: str) -> Iterator[tuple[str, Gradient | None, list[str]]]:
     """What a kernel is made of, and those results of each function that it reads, from the request."""
-    request = generate.request_for(case.neuron, data.values, case.spike, False, carry)
+    request = generate.request_for(case.neuron, data.values, SPIKE, False, carry)
     carried = ("n_", "h_") if carry == "before_reset" else ("n_",)
     yield "step", None, ["s", *(name for prefix in carried for name in prefixed(prefix, request.neuron.states))]
     felt = request.neuron.states[: request.neuron.felt]
@@ -101,7 +101,7 @@ def functions(case: Case, data: Data, carry: str) -> Iterator[tuple[str, Gradien
 def survivors(case: Case, carry: str, make, folder, monkeypatch) -> list[str]:
     """The mutants that the comparison does not tell from what is right."""
     data = random_case(case, SHAPE, torch.float32)
-    request = generate.request_for(case.neuron, data.values, case.spike, False, carry)
+    request = generate.request_for(case.neuron, data.values, SPIKE, False, carry)
     real, batch, work = generate.graph, Batch(folder), {"as it is": (None, None)}
     batch.install(monkeypatch)
     for function, which, names in functions(case, data, carry):
@@ -113,7 +113,7 @@ def survivors(case: Case, carry: str, make, folder, monkeypatch) -> list[str]:
         monkeypatch.setattr(generate, "graph", lambda r, w: mutant if mutant and w == which else real(r, w))
         op._NUMBERS.clear()
         kernels._planned.cache_clear()
-        return call(case, data, carry=carry, **options)
+        return call(case, data, SPIKE, carry=carry, **options)
 
     for name in work:
         run(name, result_and_gradients, backend="cpu")
