@@ -61,7 +61,7 @@ def converted(net: nn.Module, to: Any, inplace: bool, settings: dict[str, Any]) 
             if id(old) in held:
                 raise ValueError("is inside a SkipRecurrent, which is made for one neuron; build it anew around ours")
             new = _replacement(old, host, to, like, settings)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, NotImplementedError) as error:  # the last of a setting on the meta device
             refused.setdefault(f"{type(old).__name__}: {error}", []).append(path or "the network itself")
             continue
         if new is not old:

@@ -243,7 +243,7 @@ def test_any_order_of_calls_is_one_sequence(host, data):
 
 def test_random_arguments_of_everything_public():
     """A clear refusal or the right answer. The long form is a command, see ``tests/fuzz.py``."""
-    many = 9 * len(fuzz.targets())
+    many = 15 * len(fuzz.targets())
     with warnings.catch_warnings(), fuzz.few_kernels(1):
         warnings.simplefilter("ignore")
         cases = [fuzz.case(number, seed=0) for number in range(many)]
@@ -374,6 +374,11 @@ REFUSED = {
         lambda f: snn_ext.convert_state_dict({"0.beta": 3}, to="spikingjelly", like=f.sj.LIFNode()),
         TypeError,
         "0.beta must be a dense tensor",
+    ),
+    "a setting without numbers": (
+        lambda f: snn_ext.convert(import_module("snntorch").Leaky(0.5, reset_mechanism="zero"), "LIF", beta=META[0]),
+        ValueError,
+        "nothing was converted, because of\n.*meta tensor",
     ),
     "lags elsewhere": (
         lambda f: recurrence.run_adaptive(lif(), X, torch.eye(4), TWO.to("meta"), None, VALUES, spike=SPIKE),

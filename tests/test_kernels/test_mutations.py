@@ -172,7 +172,9 @@ def test_one_wrong_number_in_any_result_or_gradient_is_seen(name, batch, monkeyp
         for which, many in expected.items():
             for index in range(many):
                 is_sum = which == "backward" and index >= alike
-                spoilt = (which, index, 1.01 if is_sum else 1 + 2**-23 if exact else 1.0001)
+                # Before the reset what a state gets from it is added outside, and a last bit may be lost.
+                added = which == "backward" and index >= len(data.inputs) and carry == "before_reset"
+                spoilt = (which, index, 1.01 if is_sum else 1 + 2**-23 if exact and not added else 1.0001)
                 if not differences(case, data, **options):
                     missed.append(spoilt)
         spoilt = None
