@@ -357,7 +357,7 @@ REFUSED = {
     "a tensor as a bias": (lambda f: connection.all_to_all(4, TWO), TypeError, "bias must be True or False"),
     "no pairs": (lambda f: surrogate.Surrogate("atan", ("alpha",)), TypeError, "must be pairs of name and number"),
     "a huge slope": (lambda f: surrogate.atan(HUGE), ValueError, "alpha must be finite"),
-    "no width": (lambda f: surrogate.triangle("1"), ValueError, "width must be a number > 0, got '1'"),
+    "no width": (lambda f: surrogate.triangle("1"), ValueError, "width must be > 0, got '1'"),
     "a tensor as a sign": (lambda f: quantize.from_bits(6, TWO), TypeError, "signed must be True or False"),
     "more levels than numbers": (lambda f: MultiBit(2**25), ValueError, "levels must be at most 2"),
     "a range too small": (lambda f: MultiBit(range=1e-40), ValueError, "range must be finite and > 0, got 1e-40"),

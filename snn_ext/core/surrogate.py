@@ -362,7 +362,7 @@ def triangle(width: float = 1.0, **options: bool) -> Surrogate:
         ValueError: a width that is not positive and finite.
     """
     if isinstance(width, bool) or not isinstance(width, int | float) or not width > 0:
-        raise ValueError(f"width must be a number > 0, got {width!r}")
+        raise ValueError(f"width must be > 0, got {width!r}")
     return Surrogate("piecewise_quadratic", (("alpha", 1 / width),), **options)
 
 
