@@ -113,6 +113,8 @@ def forked(function: Callable[[], Any], user: int | None = None, result: int | N
         if result is not None:
             with os.fdopen(result, "wb") as pipe:
                 pickle.dump(found, pipe)
+        elif not found[0]:
+            os.write(2, f"{found[1]}\n".encode())
     finally:
         os._exit(code)
 
@@ -128,6 +130,12 @@ def apart(function: Callable[[], Any], user: int | None = None) -> Any:
     done, found = pickle.loads(told)
     assert done, found
     return found
+
+
+def assert_well(children: Sequence[int], what: str) -> None:
+    """They have ended, and well: 0, not an error (1) or a signal (negative)."""
+    codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    assert not any(codes), f"{what} ended with {codes}; errors are above"
 
 
 def killed(child: int) -> bool:
@@ -459,14 +467,14 @@ class Soak:
             found = list(pool.map(lambda job, one: job.finished(one), [job for job, _ in chosen], made))
         for (job, backend), bits in zip(chosen, found, strict=True):
             assert bits == self.known[job], f"wrong bits in a thread, {backend}: {job}"
-        assert os.waitpid(child, 0)[1] == 0, "wrong bits in a child beside threads"
+        assert_well([child], "a child beside threads")
 
     def forks(self) -> None:
         """Several children at once."""
         chosen = [self.some(2) for _ in range(3)]
         children = [forked(partial(self.check, one)) for one in chosen]
         self.check(self.some(1))
-        assert [os.waitpid(child, 0)[1] for child in children] == [0] * 3, "wrong bits in a forked child"
+        assert_well(children, "forked children")
 
     def compile(self) -> None:
         """Two children that begin with an empty cache."""
@@ -474,7 +482,7 @@ class Soak:
             chosen = self.some(1)
             self.calls_made += len(chosen)
             children = [forked(partial(self._anew, place / "cache", chosen)) for _ in range(2)]
-            assert [os.waitpid(child, 0)[1] for child in children] == [0] * 2, "wrong bits of a kernel made anew"
+            assert_well(children, "children that compile")
 
     def _anew(self, place: Path, chosen: Sequence[tuple[Job, str]]) -> None:
         os.environ["SNN_EXT_CACHE"] = str(place)
@@ -758,7 +766,7 @@ def cache(short: bool = False) -> Facts:
         said["the same from the backward pass on"] = assert_told(told, "kernel")
         said["tampered with"] = tampered(place, short)
         together = [forked(partial(works, place / "together", "cpu")) for _ in range(3 if short else 8)]
-        assert [os.waitpid(child, 0)[1] for child in together] == [0] * len(together)
+        assert_well(together, "processes at once")
         assert len(list((place / "together").glob("*.so"))) == 1 and leftovers(place / "together") == []
         said["processes at once"] = f"{len(together)}, one kernel in the folder"
         if may_mount():
