@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from snn_ext.kernels import cpu
 
 
@@ -41,8 +43,8 @@ def commit() -> str:
         return "unknown"
 
 
-def machine() -> dict[str, Any]:
-    """Processor, cores, bytes of last-level cache (``None`` where the system does not say), memory."""
+def machine(gpu: bool = False) -> dict[str, Any]:
+    """Processor, cores, bytes of last-level cache (``None`` where the system does not say), memory, GPU if asked."""
     processor = platform.processor() or platform.machine()
     for line in lines("/proc/cpuinfo"):
         if line.startswith("model name"):
@@ -50,13 +52,14 @@ def machine() -> dict[str, Any]:
             break
     caches = [lines(path)[0] for path in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"))]
     units = {"K": 2**10, "M": 2**20}
-    return {
+    found = {
         "system": platform.platform(),
         "processor": processor,
         "cores": os.cpu_count(),
         "last_level_cache": max((int(size[:-1]) * units[size[-1]] for size in caches), default=None),
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
+    return found | {"gpu": torch.cuda.get_device_name()} if gpu else found
 
 
 def quiet() -> dict[str, float | None]:

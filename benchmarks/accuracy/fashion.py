@@ -15,8 +15,8 @@ figure.
 The file of ``--json`` holds::
 
     task      {name, split, note, source, licence}
-    settings  the section of plan.json, hours, quick
-    versions, machine
+    settings  the section of plan.json, hours, quick, device: CUDA where there is one
+    versions, machine; on CUDA also machine.gpu
     runs      [{host, model, rate, seed, part, parameters, curve, validation, test, k, firing, weights, seconds}]
       part     "search", "seeds" or "host"
       k        of every layer of the net that is tested; empty where there is none
@@ -155,7 +155,7 @@ def _firing(net: networks.Convolutions, x: Tensor) -> list[float]:
 
 
 def _digest(net: nn.Module) -> str:
-    weights = [p.detach().numpy().tobytes() for p in net.parameters() if p.dim() > 0]
+    weights = [p.detach().cpu().numpy().tobytes() for p in net.parameters() if p.dim() > 0]
     return hashlib.sha256(b"".join(weights)).hexdigest()
 
 
@@ -171,7 +171,7 @@ def train(
 
     Args:
         parts: by ``"train"``, ``"validation"`` and ``"test"``: images ``[N, C, H, W]`` or frames
-            ``[N, T, C, H, W]``, and their classes ``[N]``.
+            ``[N, T, C, H, W]``, and their classes ``[N]``; on the device where the net is to be.
         section: of the plan.
         host, model, rate, seed: what is run.
 
@@ -181,7 +181,7 @@ def train(
     start = time.process_time()
     torch.manual_seed(seed)
     x, y = parts["train"]
-    net = network(host, model, section, x.shape[-3:], int(y.max()) + 1)
+    net = network(host, model, section, x.shape[-3:], int(y.max()) + 1).to(x.device)
     optimizer = torch.optim.Adam(net.parameters(), rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, section["epochs"])
     order = torch.Generator().manual_seed(seed)
@@ -189,7 +189,7 @@ def train(
     best = copy.deepcopy(net.state_dict())
     for epoch in range(section["epochs"]):
         net.train()
-        for chosen in torch.randperm(len(x), generator=order).split(section["batch"]):
+        for chosen in torch.randperm(len(x), generator=order).to(x.device).split(section["batch"]):
             loss = mse(net(_sequence(x[chosen])), y[chosen])
             if not loss.isfinite():
                 raise FloatingPointError(f"the loss is {loss.item()} in epoch {epoch + 1}")
@@ -277,20 +277,24 @@ def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, 
     section = dict(plan["fashion"])
     if quick:
         section.update(epochs=1, seeds=section["seeds"][:1], rates=section["rates"][:1])
-    settings = {**section, "hours": plan["hours"]["fashion"], "quick": quick}
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {**section, "hours": plan["hours"]["fashion"], "quick": quick, "device": device.type}
     # A smaller file is for trying this out only.
     found = data.load("fashion", data_path, check=not quick, form="image")
     named = {"train": found.train, "validation": found.validation, "test": found.test}
     held = {name: part for name, part in named.items() if part is not None}
     split = " / ".join(f"{len(part)} {name}" for name, part in held.items())
     task = {"name": found.name, "split": split, "note": found.note, "source": found.source, "licence": found.licence}
-    result = experiment.opened(json_path, settings, lambda: {"task": task, "machine": machine.machine()})
+    result = experiment.opened(
+        json_path, settings, lambda: {"task": task, "machine": machine.machine(gpu=device.type == "cuda")}
+    )
     if result is None:
         return 1
 
     @cache
     def parts() -> Mapping[str, tuple[Tensor, Tensor]]:
-        return {name: part.batch(range(min(len(part), 40)) if quick else None) for name, part in held.items()}
+        batches = {name: part.batch(range(min(len(part), 40)) if quick else None) for name, part in held.items()}
+        return {name: (x.to(device), y.to(device)) for name, (x, y) in batches.items()}
 
     hours = settings["hours"] if budget is None else budget
     with experiment.one_thread():

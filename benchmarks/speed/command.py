@@ -27,8 +27,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import torch
-
 from snn_ext import sequence
 
 from .. import machine
@@ -88,10 +86,8 @@ def opened(path: Path | None, settings: Settings, threads: Sequence[int]) -> dic
         "quick": settings.quick,
         "settings": asked | {"threads": list(threads)},
         "versions": machine.versions(),
-        "machine": machine.machine(),
+        "machine": machine.machine(gpu=settings.device == "cuda"),
     }
-    if settings.device == "cuda":
-        about["machine"]["gpu"] = torch.cuda.get_device_name()
     about = json.loads(json.dumps(about))
     if path is None or not path.is_file():
         return {**about, "quiet": {"before": machine.quiet()}, "parts": {}}
