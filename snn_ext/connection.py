@@ -204,6 +204,10 @@ def _check_takes(product: nn.Module, x: Tensor) -> None:
                 f"the input is {x.dtype} on {x.device}, {name} of the recurrent product {weight.dtype} on "
                 f"{weight.device}; convert one of them"
             )
+    if isinstance(product, nn.Linear) and x.shape[-1] != product.in_features:
+        raise ValueError(f"the input must have {product.in_features} features, got shape {list(x.shape)}")
+    if isinstance(product, nn.Conv2d) and (x.dim() != 5 or x.shape[2] != product.in_channels):
+        raise ValueError(f"the input must be [T, N, {product.in_channels}, height, width], got shape {list(x.shape)}")
 
 
 def _called(product: nn.Linear, s: Tensor) -> tuple[Tensor, ...]:

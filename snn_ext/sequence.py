@@ -24,7 +24,7 @@ from .core.neuron import (
     Tensors,
     Value,
     Values,
-    as_float,
+    as_number,
     check_flag,
     is_autocast,
     state_dtype,
@@ -41,8 +41,8 @@ _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 _KERNELS = {"cpu": "cpu", "cuda": "cupy"}  # by type of device
 
-_LARGEST = torch.finfo(torch.float32).max
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""Of the inputs."""
 
 
 class BackendUnavailable(RuntimeError):
@@ -196,6 +196,7 @@ def _step(
 
 # It stands where a spike function must, and is not called: the neuron brings its own.
 _UNUSED = Surrogate("straight_through")
+_KNOWN = (Surrogate, Tracking)
 
 
 def run_multi_bit(
@@ -522,14 +523,14 @@ def check_call(
     values = _named(neuron, values)
     neuron.check_values(values)
     dtype = state_dtype(like)
-    p = Values(**values, spike=spike)
+    p = Values(**values, spike=spike if isinstance(spike, _KNOWN) else _returning_tensors(spike))
     tensors, numbers = {}, []
     for name in neuron.value_names:
         value = values[name]
         if isinstance(value, Tensor):
             tensors[name] = _check_value(neuron, name, value, like, shape, dtype)
         else:
-            numbers.append(_check_number(neuron, name, value, dtype))
+            numbers.append(as_number(f"{neuron.name}: {name}", value, dtype))
     vars(p).update(tensors)
     given = _given(neuron, states)
     full = tuple(
@@ -540,6 +541,19 @@ def check_call(
     )
     earlier = None if before is None else Values(**{**vars(p), **before})
     return Call(neuron, full, p, tensors, numbers, spike, given[0] is None, *settings, earlier)
+
+
+def _returning_tensors(spike: _Spike) -> _Spike:
+    """A spike function of the user's own, with a look at what it returns."""
+
+    def checked(x: Tensor) -> Tensor:
+        output = spike(x)
+        if not isinstance(output, Tensor) or output.shape != x.shape:
+            got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise TypeError(f"the spike function must return a tensor like its input, {list(x.shape)}, got {got}")
+        return output
+
+    return checked
 
 
 def _named(neuron: Neuron, values: Mapping[str, Value] | None) -> Mapping[str, Value]:
@@ -568,7 +582,7 @@ def check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -
     for name, x in zip(neuron.inputs, inputs, strict=True):
         if not isinstance(x, Tensor):
             raise TypeError(f"{neuron.name}: input {name} must be a tensor, got {type(x).__name__}")
-        if x.dtype not in _DTYPES or x.layout != torch.strided:
+        if x.dtype not in DTYPES or x.layout != torch.strided:
             raise TypeError(
                 f"{neuron.name}: input {name} must be a dense floating point tensor (float32, float64, bfloat16 or "
                 f"float16), got {x.dtype}, {x.layout}; convert it, for example {name}.float() or {name}.to_dense()"
@@ -604,19 +618,13 @@ def _check_value(neuron: Neuron, name: str, value: Value, like: Tensor, shape: t
     return value if value.dtype == dtype else value.to(dtype)
 
 
-def _check_number(neuron: Neuron, name: str, value: float, dtype: torch.dtype) -> float:
-    if dtype == torch.float32 and not torch.compiler.is_compiling() and abs(value) > _LARGEST:
-        raise ValueError(f"{neuron.name}: {name} must be finite in {dtype}, the type of the states, got {value:g}")
-    return float(value)
-
-
 def _check_state(
     neuron: Neuron, name: str, state: Value | None, like: Tensor, shape: torch.Size, dtype: torch.dtype
 ) -> Tensor | float:
     if not isinstance(state, Tensor):
         if not isinstance(state, int | float | None):
             raise TypeError(f"{neuron.name}: state {name} must be a tensor or a number, got {type(state).__name__}")
-        return 0.0 if state is None else as_float(f"state {name}", state)
+        return 0.0 if state is None else as_number(f"{neuron.name}: state {name}", state, dtype)
     if state.shape != shape:
         raise ValueError(
             f"{neuron.name}: state {name} must have the shape of a step, {list(shape)}, got {list(state.shape)}; "

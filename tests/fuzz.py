@@ -86,7 +86,7 @@ BAD: list[Callable[[random.Random], Any]] = [
     lambda r: r.choice([object(), object, nn.Linear, torch.float32, torch.device("cpu"), np.float32]),
     lambda r: r.choice([np.float32(0.5), np.float64(0.5), np.int64(2), np.bool_(True), np.zeros(3), np.array("a")]),
     lambda r: r.choice([abs, lambda *given: None, lambda x: x]),
-    lambda r: r.choice([nn.Linear(F, F), nn.Identity(), nn.Parameter(torch.tensor(0.5)), nn.ReLU()]),
+    lambda r: r.choice([nn.Flatten(0), nn.Identity(), nn.Parameter(torch.tensor(0.5)), nn.ReLU()]),
     lambda r: torch.tensor(r.choice([math.nan, math.inf, 0.0, -0.5, 0.5, 2.0, 1e38])),
     lambda r: floats(r, *r.choice([(F,), (0,), (1,), (2,), (F + 1,), (3, 1, 1), (3, F), (1,) * 8])),
     lambda r: torch.full((F,), r.choice([0.5, math.nan, -0.25])).requires_grad_(),
@@ -386,7 +386,7 @@ def judged(error: Exception, given: list[tuple[str, Any]], *also: type[Exception
     if not message.strip():
         raise Finding(f"refuses without a word: {_where(error)}")
     # What Python says when a call lacks an argument; what two arguments cannot be together.
-    usual = ("required positional argument", "states", "input", "reset", "not the same neuron")
+    usual = ("required positional argument", "states", "input", "reset", "not the same neuron", "file")
     if not any(word in message for word in usual) and not any(
         word in message for one in given for word in tokens(*one)
     ):
@@ -491,7 +491,7 @@ def gradients(results: Any, inputs: Any, module: nn.Module) -> list[Tensor]:
     leaves = [x for x in held([inputs, *module.parameters()]) if x.requires_grad and x.is_leaf]
     leaves = [x for x in leaves if x.device.type == "cpu" and x.layout == torch.strided]
     if not found or not leaves:
-        return []
+        return list(map(torch.zeros_like, leaves))
     grads = torch.autograd.grad(sum(found), leaves, allow_unused=True)
     return [torch.zeros_like(leaf) if g is None else g for leaf, g in zip(leaves, grads, strict=True)]
 
@@ -553,9 +553,7 @@ def core_case(name: str, key: str) -> list[str]:
         return [kept]
     wanted = function(**again | {"backend": "torch"})
     exact = "recurrence" not in name and "Gated" not in given["neuron"].name
-    compare(
-        tuple(found), tuple(wanted), 0.0 if exact else 1e-4, (given["inputs"], given["states"], given["values"]), name
-    )
+    compare(tuple(found), tuple(wanted), 0.0 if exact else 1e-4, list(given.values()) + list(values.values()), name)
     return ["right"]
 
 
@@ -593,7 +591,8 @@ def made_case(kind: Callable[..., Any], arguments: dict[str, list[Any]], key: st
     except Exception as error:
         return [judged(error, [*given.items()])]
     assert repr(made)
-    whole = all(one.device.type == "cpu" and one.shape[-1:] in ((), (1,), (F,)) for one in held(made))
+    fits = not isinstance(made, nn.Linear) or made.in_features == F
+    whole = fits and all(one.device.type == "cpu" and one.shape[-1:] in ((), (1,), (F,)) for one in held(made))
     if isinstance(made, nn.Module | surrogate.Surrogate) and not isinstance(made, connection.Lags) and whole:
         x = floats(draw.random, *[3] * 8, F)
         found = made(x)

@@ -416,7 +416,7 @@ EYE = torch.eye(SIZE)
         (
             {"weight": EYE.double()},
             ValueError,
-            "weight is torch.float64 on cpu, the input torch.float32 on cpu; convert",
+            "weight is torch.float64, torch.strided on cpu, the input torch.float32 on cpu; convert",
         ),
         ({"inputs": torch.zeros(5, 4)}, ValueError, r"a recurrent input must be \[T, N, \*, H\], got shape \[5, 4\]"),
         ({"inputs": (X, X)}, ValueError, r"LIF takes 1 inputs \(x\), got 2"),
@@ -427,7 +427,11 @@ EYE = torch.eye(SIZE)
         ),
         ({"block": 2}, ValueError, "block must not exceed span 1"),
         ({"block": 0}, ValueError, "block must be a whole number of at least 1, got 0"),
-        ({"history": torch.zeros(1, BATCH, SIZE).double()}, ValueError, r"got \[1, 3, 4\] torch.float64; or None"),
+        (
+            {"history": torch.zeros(1, BATCH, SIZE).double()},
+            ValueError,
+            r"got \[1, 3, 4\] torch.float64, torch.strided; or None",
+        ),
         ({"history": 0.0}, ValueError, "got float; or None"),
         ({"states": (torch.zeros(SIZE),)}, ValueError, "state v must have the shape of a step"),
         ({"values": {}}, ValueError, "missing values"),

@@ -24,6 +24,7 @@ from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 Tensors = tuple[Tensor, ...]
 Value = float | Tensor
 _Options = ParamSpec("_Options")
+_LARGEST = torch.finfo(torch.float32).max
 _COUNT = count()
 _BY_HANDLE: WeakValueDictionary[int, Neuron] = WeakValueDictionary()
 
@@ -317,6 +318,18 @@ def as_float(name: str, value: Any) -> float:
         return float(value)
     except OverflowError as error:
         raise ValueError(f"{name} must be finite, got a whole number beyond the largest float") from error
+
+
+def as_number(name: str, value: Any, dtype: torch.dtype) -> float:
+    """A number that a tensor of ``dtype`` can hold.
+
+    Raises:
+        ValueError: it would become infinite there.
+    """
+    number = as_float(name, value)
+    if dtype == torch.float32 and not torch.compiler.is_compiling() and _LARGEST < abs(number) < math.inf:
+        raise ValueError(f"{name} must be finite in {dtype}, the type of the states, got {number:g}")
+    return number
 
 
 def own_tensor(name: str, value: Any) -> Tensor:

@@ -249,7 +249,7 @@ class MultiBit(nn.Module):
     @torch.no_grad()
     def follow(self, moved: Range, used: Tensor) -> None:
         """Take over what the averages have seen; ``used`` is the range of the last spikes."""
-        if used.device.type == "meta":
+        if "meta" in (used.device.type, moved.reach.device.type):
             return  # nothing was seen
         self.used.copy_(used)  # first: it may be what is written next
         for name, value in zip(Range._fields, moved, strict=True):

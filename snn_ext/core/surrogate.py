@@ -361,7 +361,8 @@ def triangle(width: float = 1.0, **options: bool) -> Surrogate:
     Raises:
         ValueError: a width that is not positive and finite.
     """
-    if isinstance(width, bool) or not isinstance(width, int | float) or not width > 0:
+    number = not isinstance(width, bool) and isinstance(width, int | float)
+    if not number or not width > 0 or not 0 < 1 / as_float("width", width) < math.inf:
         raise ValueError(f"width must be > 0, got {width!r}")
     return Surrogate("piecewise_quadratic", (("alpha", 1 / width),), **options)
 

@@ -154,7 +154,8 @@ def compiled(text: str, architecture: int) -> bytes:
     program = nvrtc.createProgram(text, "kernel.cu", (), ())
     try:
         nvrtc.compileProgram(program, options)
-        code: bytes = nvrtc.getPTX(program) if newer else nvrtc.getCUBIN(program)
+        # CuPy takes the last byte of machine code, a zero, for the end of a string; without it the file is no whole ELF.
+        code: bytes = nvrtc.getPTX(program) if newer else nvrtc.getCUBIN(program) + b"\0"
         return code
     except nvrtc.NVRTCError as error:
         numbered = "\n".join(f"{i:4} {line}" for i, line in enumerate(text.splitlines(), 1))

@@ -154,9 +154,11 @@ def run_foreign(
         _check_lags(lags)
         span = len(lags)
     check_size("span", span)
-    if not isinstance(x, Tensor) or x.dim() < 2 or not len(x) or x.layout != torch.strided:
-        got = f"{list(x.shape)}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
-        raise ValueError(f"x must be a dense tensor [T, N, *] with T > 0, got {got}")
+    dense = isinstance(x, Tensor) and x.dtype in sequence.DTYPES and x.layout == torch.strided
+    if not dense or x.dim() < 2 or not len(x):
+        got = f"{list(x.shape)} {x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"x must be a dense floating point tensor [T, N, *] with T > 0, got {got}")
+    _check_place(lags, x)
     history = check_history(x, history, span, exactly=lags is not None)
     emitted = list(history.unbind(0))
     for now in x.unbind(0):
@@ -181,8 +183,7 @@ def _checked(
     inputs = sequence.check_inputs(neuron, inputs, axes=2)
     if not callable(weight) or isinstance(weight, Tensor):
         _check_weight(neuron, inputs, weight)
-    if past.lags is not None and past.lags.device != inputs[0].device:
-        raise ValueError(f"lags are on {past.lags.device}, the input on {inputs[0].device}; move one of them")
+    _check_place(past.lags, inputs[0])
     history = check_history(inputs[0], history, past.span, exactly=past.lags is not None)
     go = partial(_run, weight, history, past)
     if isinstance(spike, MultiBit):
@@ -258,10 +259,10 @@ def _check_weight(neuron: Neuron, inputs: Tensors, weight: Any) -> None:
             f"{neuron.name}: weight must be {wanted}: {many} input{'s' * (many > 1)} of {size} neurons from {size} "
             f"outputs; got {got}"
         )
-    if weight.dtype != x.dtype or weight.device != x.device:
+    if weight.dtype != x.dtype or weight.device != x.device or weight.layout != torch.strided:
         raise ValueError(
-            f"{neuron.name}: weight is {weight.dtype} on {weight.device}, the input {x.dtype} on {x.device}; "
-            "convert one of them"
+            f"{neuron.name}: weight is {weight.dtype}, {weight.layout} on {weight.device}, the input {x.dtype} on "
+            f"{x.device}; convert one of them"
         )
 
 
@@ -274,13 +275,19 @@ def check_history(x: Tensor, history: Tensor | None, span: int, exactly: bool) -
     shape = (span, *x.shape[1:])
     if history is None:
         return x.new_zeros(shape)
-    fits = isinstance(history, Tensor) and history.dtype == x.dtype and history.shape[1:] == x.shape[1:]
-    if not fits or len(history) < span or (exactly and len(history) > span):
-        got = f"{list(history.shape)} {history.dtype}" if isinstance(history, Tensor) else type(history).__name__
+    alike = isinstance(history, Tensor) and (history.dtype, history.layout) == (x.dtype, x.layout)
+    if not alike or history.shape[1:] != x.shape[1:] or len(history) < span or (exactly and len(history) > span):
+        dense = isinstance(history, Tensor)
+        got = f"{list(history.shape)} {history.dtype}, {history.layout}" if dense else type(history).__name__
         raise ValueError(f"history must be the last {span} outputs, {list(shape)} {x.dtype}, got {got}; or None")
     if history.device != x.device:
         raise ValueError(f"history is on {history.device}, the input on {x.device}; move one of them")
     return history
+
+
+def _check_place(lags: Tensor | None, x: Tensor) -> None:
+    if lags is not None and lags.device != x.device:
+        raise ValueError(f"lags are on {lags.device}, the input on {x.device}; move one of them")
 
 
 def _check_lags(lags: Tensor) -> None:

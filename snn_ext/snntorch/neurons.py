@@ -250,7 +250,7 @@ class SequenceNeuron(SpikingNeuron):
         return surrogate.spike_function(self.spike_grad, fires_at_threshold=False)
 
     def _states(self, given: tuple[Any, ...], inputs: Inputs, single: bool) -> tuple[Any, ...]:
-        x = inputs[0] if isinstance(inputs, tuple) else inputs
+        x: Any = inputs[0] if isinstance(inputs, tuple) and inputs else inputs
         # Something that is no input at all is refused where it is run.
         shape = self._step_shape(x, single) if isinstance(x, Tensor) else ()
         given = given + (None,) * (len(self.state_names) - len(given))

@@ -15,7 +15,7 @@ from ..connection import Lags, Mode, Span
 from ..core.neuron import Value, check_flag, check_size, is_autocast, state_dtype
 from ..core.reference import Result
 from ..recurrence import Block, check_block
-from ..sequence import check_inputs
+from ..sequence import DTYPES, check_inputs
 from .neurons import Inputs, SequenceNeuron, is_state
 
 __all__ = ["ASRC", "SRC", "AdaptiveSkipRecurrent", "SkipRecurrent"]
@@ -275,7 +275,7 @@ class _Recurrent(SequenceNeuron):
     def _checked(self, x: Any, single: bool) -> Tensor:
         """The input of a foreign neuron as a sequence, if it is one."""
         layout, name = ("[B, *]: a step", "input_") if single else ("[T, B, *]: a sequence", "x")
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.layout != torch.strided:
+        if not isinstance(x, Tensor) or x.dtype not in DTYPES or x.layout != torch.strided:
             got = f"{x.dtype}, {x.layout}" if isinstance(x, Tensor) else type(x).__name__
             raise TypeError(f"{name} must be a dense floating point tensor {layout}, got {got}")
         if x.dim() < (1 if single else 2):

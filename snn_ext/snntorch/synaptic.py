@@ -323,7 +323,7 @@ class _Layer(_Synaptic):
             self._neuron(),
             x.unsqueeze(0) if single else x,
             states[:2],
-            None if past is None else past.unsqueeze(0),
+            past.unsqueeze(0) if isinstance(past, Tensor) else past,
             self._values(),
             spike=self._spike(),
             detach_reset=self.detach_reset,

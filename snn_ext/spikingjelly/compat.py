@@ -16,7 +16,7 @@ import torch
 from spikingjelly.activation_based import base, neuron
 from torch import Tensor
 
-from ..core.neuron import moved, state_dtype
+from ..core.neuron import as_number, moved, state_dtype
 from ..core.reference import Result
 from ..sequence import BACKENDS, BackendUnavailable, check_backend
 
@@ -164,7 +164,8 @@ class HostNode(neuron.BaseNode):
             if isinstance(state, Tensor) and state.dim() == 0:
                 return state.to(like.device, state_dtype(like)).expand(like.shape).clone()
             if isinstance(state, int | float):
-                return torch.full_like(like, state, dtype=state_dtype(like))
+                dtype = state_dtype(like)
+                return torch.full_like(like, as_number("a state", state, dtype), dtype=dtype)
             return state
 
         return tuple(map(spread, states, chain(self._memories_rv.values(), repeat(None))))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .. import connection, sequence
 from ..connection import Lags, Mode, Span
-from ..core.neuron import check_flag, check_size, state_dtype
+from ..core.neuron import as_number, check_flag, check_size, state_dtype
 from ..core.reference import Result
 from ..recurrence import Block, check_block
 from .compat import _STARTS_AFRESH, _one_step, check_step_mode
@@ -171,7 +171,9 @@ class _Container(layer.ElementWiseRecurrentContainer):
     def _spread(self, y: Any, step: Tensor) -> Any:
         """``None`` and numbers as a history."""
         y = 0.0 if y is None else y
-        if isinstance(y, int | float) or (isinstance(y, Tensor) and y.dim() == 0):
+        if isinstance(y, int | float):
+            y = as_number("y", y, state_dtype(step))
+        if isinstance(y, float) or (isinstance(y, Tensor) and y.dim() == 0):
             return step.new_zeros((connection.reach(self._hears), *step.shape)) + y
         return y
 
@@ -450,7 +452,7 @@ def _check_foreign_input(inputs: Sequence[Any], axes: int) -> None:
     (x,) = inputs
     if not isinstance(x, Tensor):
         raise TypeError(f"the input must be a tensor, got {type(x).__name__}")
-    if not x.is_floating_point() or x.layout != torch.strided:
+    if x.dtype not in sequence.DTYPES or x.layout != torch.strided:
         raise TypeError(f"the input must be a dense floating point tensor, got {x.dtype}, {x.layout}; convert it")
     if x.dim() < axes or (axes == 2 and not len(x)):
         layout = "[T, N, *] with T > 0" if axes == 2 else "[N, *]"

@@ -19,6 +19,7 @@ from . import cupy_double
 from .cuda_cases import PUBLISHED, rows_to_run
 
 # Steps and neurons: less than, just, and more than a segment of 16 steps or a block of 128 threads.
+ALL = 99
 SIZES = [(1, (1,)), (15, (127,)), (16, (129,)), (17, (1000,)), (33, (3, 43)), (1, (1000,)), (33, (1,))]
 
 
@@ -27,6 +28,18 @@ class Gpu:
 
     def device(self, index=0):
         return torch.device("cuda", index)
+
+    def rounded(self, row):
+        """How many of the results of :meth:`Data.run`, the last ones, equal the CPU kernel's only to rounding.
+
+        In float64 an exponential is the library's there. Before the reset, torch does the first step's, with sums and a
+        sigmoid of its own.
+        """
+        exact = generate.is_exact(row.request)
+        if row.dtype == torch.float64 and not exact:
+            return ALL
+        first = row.carry == "before_reset" and row.reset != "none"
+        return first * (len(row.learns) + (not exact))
 
     def current(self, index):
         return nullcontext()  # the tensors say which
@@ -40,6 +53,9 @@ class Double(Gpu):
 
     def device(self, index=0):
         return torch.device("cpu")
+
+    def rounded(self, row):
+        return 0
 
     def current(self, index):
         return torch.cuda.device(index)
@@ -57,17 +73,18 @@ def machine(request, monkeypatch):
 
 def assert_same(found, expected, what, rounded=0):
     """Equal bit for bit, and the last ``rounded`` results to rounding."""
-    exact = len(found) - rounded
+    exact = max(0, len(found) - rounded)
     for i, (a, b) in enumerate(zip(found, expected, strict=True)):
         if i < exact:
             assert identical(a, b), f"{what}, result {i}: largest difference {(a - b).abs().max():g}"
         else:
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+            close = 1e-9 if a.dtype == torch.float64 else 1e-4
+            torch.testing.assert_close(a, b, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("row", rows_to_run(), ids=str)
 def test_kernels_are_the_reference(row, machine):
-    """And the CPU kernels; the sums over neurons and time as well, which have the same order there."""
+    """And the CPU kernels; the sums over neurons and time as well, which have the same order in both."""
     exact = row.kind != "sigmoid" and row.name != "Gated synaptic"
     assert generate.is_exact(row.request) == exact
     for steps, shape in SIZES:
@@ -75,7 +92,7 @@ def test_kernels_are_the_reference(row, machine):
         found = data.to(machine.device()).run("cupy")
         if steps * shape[-1] > 1000:
             assert_mixed(found[0])
-        assert_same(found, data.run("cpu"), f"CPU kernel {steps} {shape}")
+        assert_same(found, data.run("cpu"), f"CPU kernel {steps} {shape}", machine.rounded(row))
         if exact:
             assert_same(found, data.run("torch"), f"reference {steps} {shape}", data.rounded)
             there = data.to(machine.device(), constants_too=True).run("torch")

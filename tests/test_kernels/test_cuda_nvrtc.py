@@ -5,6 +5,7 @@ architecture.
 """
 
 import re
+import struct
 from itertools import product
 from types import SimpleNamespace
 
@@ -72,6 +73,15 @@ def test_architectures(row, architecture):
         frames += [int(size) for size in re.findall(r"(\d+) bytes stack frame", log)]
     assert sorted(found) == ["backward", "fold", "forward"]
     assert len(frames) == 3 and max(frames) < 4 * cuda.SEGMENT
+
+
+def test_machine_code_is_whole():
+    """As far as its headers say that there is something; CuPy leaves out the last byte."""
+    code = cuda.compiled(PUBLISHED[0].texts()[0], 90)
+    programs, sections = struct.unpack_from("<QQ", code, 32)
+    program, many, section, more = struct.unpack_from("<4H", code, 54)
+    assert code[:4] == b"\x7fELF"
+    assert max(programs + program * many, sections + section * more) <= len(code)
 
 
 def instructions(row):
