@@ -154,7 +154,7 @@ def compiled(text: str, architecture: int) -> bytes:
     program = nvrtc.createProgram(text, "kernel.cu", (), ())
     try:
         nvrtc.compileProgram(program, options)
-        # CuPy takes the last byte of machine code, a zero, for the end of a string; without it the file is no whole ELF.
+        # CuPy takes the last byte of machine code, a zero, for the end of a string; the file would be no whole ELF.
         code: bytes = nvrtc.getPTX(program) if newer else nvrtc.getCUBIN(program) + b"\0"
         return code
     except nvrtc.NVRTCError as error:
