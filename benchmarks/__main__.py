@@ -63,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="time neurons, layers and networks against plain loops, the hosts and LSTM; an hour",
         description="Check, then time, what is ours against the best plain loop, the hosts as released and nn.LSTM; "
         "prints tables. The JSON of --json is described in benchmarks/speed/command.py; with it a run that was cut "
-        "short goes on. Linux or macOS; --device cuda was not run on a GPU here.",
+        "short goes on. Linux or macOS.",
     )
     _speed(timed.add_argument)
     timed.set_defaults(command="speed")

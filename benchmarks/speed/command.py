@@ -2,7 +2,7 @@
 
 The conditions are torch's threads and the allocator (as glibc has it, and with pages kept warm; see
 ``timing.ALLOCATORS``). On ``--device cuda`` there is one: neither decides there. The same cases run, timed with CUDA
-events; they were not run on a GPU here.
+events.
 
 The file of ``--json`` holds::
 

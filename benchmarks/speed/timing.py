@@ -1,7 +1,7 @@
 """How things are timed: interleaved rounds, ratios within a round, the machine's own speed. POSIX only.
 
 Nothing here knows a neuron. What differs between a CPU and a GPU is here and nowhere else: the clock (CUDA events),
-the memory (what torch has allocated), the triad. The CUDA side was not run on a GPU here.
+the memory (what torch has allocated), the triad.
 """
 
 from __future__ import annotations
