@@ -531,7 +531,8 @@ def check_call(
             tensors[name] = _check_value(neuron, name, value, like, shape, dtype)
         else:
             numbers.append(as_number(f"{neuron.name}: {name}", value, dtype))
-    vars(p).update(tensors)
+    for name, tensor in tensors.items():
+        setattr(p, name, tensor)
     given = _given(neuron, states)
     full = tuple(
         [

@@ -11,6 +11,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any, NamedTuple
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -20,6 +21,10 @@ from snn_ext.core.reference import Result
 from snn_ext.core.surrogate import Surrogate
 from snn_ext.neurons import CATALOGUE, Entry
 
+# Said in the README; strict, so that what works is not called broken.
+fails_on_torch_2_6 = pytest.mark.xfail(
+    torch.__version__.startswith("2.6."), strict=True, reason="torch.compile of torch 2.6 does not follow it"
+)
 CARRIES = ("after_reset", "before_reset")
 
 

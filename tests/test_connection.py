@@ -688,6 +688,7 @@ def test_under_autocast_the_input_decides(soft):
     "ignore:.*should not be instantiated:DeprecationWarning",
     "ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning",
     "ignore:Dynamo:UserWarning",
+    "ignore:Graph break due to:UserWarning",
 )
 @pytest.mark.parametrize("soft", [True, False])
 def test_compiled(soft):

@@ -40,7 +40,9 @@ class Values:
     """
 
     def __init__(self, **values: Any) -> None:
-        self.__dict__.update(values)
+        # Not by updating __dict__, which torch.compile of torch 2.6 does not follow.
+        for name, value in values.items():
+            setattr(self, name, value)
 
 
 @dataclass(frozen=True)

@@ -275,10 +275,6 @@ class Surrogate:
     numbers: tuple[tuple[str, float], ...] = ()
     fires_at_threshold: bool | None = None
     smooth: bool = False
-    structure: tuple[tuple[str, float], ...] = field(init=False, compare=False, repr=False)
-    """The numbers that decide how the expression looks; the others may change from call to call."""
-    scalars: tuple[float, ...] = field(init=False, compare=False, repr=False)
-    """The values of the others."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.kind, str) or self.kind not in KINDS:
@@ -300,10 +296,18 @@ class Surrogate:
             if not (math.isfinite(as_float(f"surrogate {self.kind}: {name}", value)) and value > low):
                 bound = "" if math.isinf(low) else f" and > {low:g}"
                 raise ValueError(f"surrogate {self.kind}: {name} must be finite{bound}, got {value}")
-        fixed = KINDS[self.kind].structure
         object.__setattr__(self, "numbers", tuple(full.items()))
-        object.__setattr__(self, "structure", tuple(pair for pair in self.numbers if pair[0] in fixed))
-        object.__setattr__(self, "scalars", tuple(value for name, value in self.numbers if name not in fixed))
+
+    # Neither fields, nor kept: torch.compile of torch 2.6 copies every field, and none of it follows cached_property.
+    @property
+    def structure(self) -> tuple[tuple[str, float], ...]:
+        """The numbers that decide how the expression looks; the others may change from call to call."""
+        return tuple(pair for pair in self.numbers if pair[0] in KINDS[self.kind].structure)
+
+    @property
+    def scalars(self) -> tuple[float, ...]:
+        """The values of the others."""
+        return tuple(value for name, value in self.numbers if name not in KINDS[self.kind].structure)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.kind == "none" and not self.smooth:

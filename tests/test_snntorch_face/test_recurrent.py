@@ -16,7 +16,7 @@ import torch
 from data_parallel import data_parallel
 from snntorch import functional as SF
 from snntorch import utils
-from support import assert_mixed, identical
+from support import assert_mixed, fails_on_torch_2_6, identical
 from torch import nn
 
 import snn_ext
@@ -875,6 +875,7 @@ def test_replicas_compute_what_the_module_does(monkeypatch, name, connection):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@fails_on_torch_2_6
 def test_one_step_compiles_without_a_graph_break():
     torch.compiler.reset()
     module = make("LSTMLIF", "soft", torch.float32)
