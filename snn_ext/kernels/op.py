@@ -10,7 +10,7 @@ the first input, so that a channels-last input needs no copy.
 
 from __future__ import annotations
 
-import itertools
+import hashlib
 import logging
 import math
 from collections.abc import Sequence
@@ -62,8 +62,12 @@ class Plan:
             "backward": head + "qd" * felt + tail + "qqq" + "qq" * felt * trace + "qq" * self.inputs + "qq" * felt,
         }
         self.output_is_constant = generate.output_is_constant(request)
-        generate.backward_text(request, dtype, trace, request.tensors)  # refused now, not in the backward pass
-        self.forward = self._load("forward", generate.forward_text(request, dtype, trace))["forward"]
+        backward = generate.backward_text(
+            request, dtype, trace, request.tensors
+        )  # refused now, not in the backward pass
+        forward = generate.forward_text(request, dtype, trace)
+        self.identity = hashlib.sha256("\n".join((backend, forward, backward)).encode()).digest()
+        self.forward = self._load("forward", forward)["forward"]
 
     def backward(self, learned: tuple[bool, ...]) -> Any:
         """The kernels ``backward`` and ``fold``; ``learned`` says which of the tensors need a gradient."""
@@ -104,23 +108,38 @@ class Plan:
 
 _PLANS: dict[int, Plan] = {}
 _NUMBERS: dict[Any, int] = {}
-_next = itertools.count()
 
 
 def plan(request: Request, dtype: torch.dtype, trace: bool, backend: str) -> int:
-    """The number of the plan for these arguments of :class:`Plan`; the first call makes it."""
+    """The number of the plan for these arguments of :class:`Plan`; the first call makes it.
+
+    It is that of the texts, so that a graph that was kept by another process means the same kernels or none.
+    """
     key = (request, dtype, trace, backend)
     if key not in _NUMBERS:
         # Without a lock, which a fork could leave held: of two threads' plans one is kept.
-        number = next(_next)
-        _PLANS[number] = Plan(*key)
+        made = Plan(*key)
+        number = int.from_bytes(made.identity[:7])
+        while number in _PLANS:
+            number += 1
+        _PLANS[number] = made
         _NUMBERS.setdefault(key, number)
     return _NUMBERS[key]
 
 
 def plan_of(number: int) -> Plan:
-    """The plan with that number."""
-    return _PLANS[number]
+    """The plan with that number.
+
+    Raises:
+        RuntimeError: there is none, in a program that came from another process.
+    """
+    try:
+        return _PLANS[number]
+    except KeyError:
+        raise RuntimeError(
+            "a program that was made in another process asks for kernels that this process does not have: run the "
+            "network here once before, or export it with a newer torch than 2.6, which takes no kernels along"
+        ) from None
 
 
 # ---------------------------------------------------------------- memory
@@ -267,7 +286,7 @@ def forward(
     Returns:
         the output, the final states, the traces, and the checkpoints (empty unless ``save``).
     """
-    plan, layout = _PLANS[number], Layout(tensors[0])
+    plan, layout = plan_of(number), Layout(tensors[0])
     given, _alive = _given(plan, layout, tensors, started, numbers, plan.states)
     results = _empty_results(plan, layout)
     checkpoints = layout.checkpoints(plan, save)
@@ -305,7 +324,7 @@ def backward(
     Returns:
         the gradients that are wanted, in the order of ``tensors``.
     """
-    plan, layout = _PLANS[number], Layout(tensors[0])
+    plan, layout = plan_of(number), Layout(tensors[0])
     count, states = layout.count, plan.states
     given, alive = _given(plan, layout, tensors, started, numbers, plan.felt)
     given.append(checkpoints.data_ptr())
@@ -407,7 +426,7 @@ def _gradients(
     any_backend: bool = False,
 ) -> list[Tensor | None]:
     """Per tensor its gradient, or None where none is needed; with ``any_backend`` by torch where no kernel is."""
-    plan, graph = _PLANS[number], torch.is_grad_enabled()
+    plan, graph = plan_of(number), torch.is_grad_enabled()
     if graph or (any_backend and not plan.goes_back(tuple(needed[len(needed) - plan.tensors :]))):
         # Second derivatives are asked for: the reference over again gives gradients with a graph. Of names of their
         # own: where a state was computed from a value that is read here too, each is to have its own part only.
@@ -433,7 +452,7 @@ def _gradients(
 def _replayed(
     number: int, tensors: Sequence[Tensor], started: Sequence[bool], numbers: Sequence[float]
 ) -> list[Tensor]:
-    plan = _PLANS[number]
+    plan = plan_of(number)
     request = plan.request
     each = iter(tensors)
     inputs = tuple([next(each) for _ in range(plan.inputs)])
@@ -510,7 +529,7 @@ def run(
         output, *rest = _Multistep.apply(number, started, numbers, any_backend, *tensors)
     else:
         return forward(number, tensors, started, numbers, False)[:-1]
-    return [output.detach() if _PLANS[number].output_is_constant else output, *rest]
+    return [output.detach() if plan_of(number).output_is_constant else output, *rest]
 
 
 # ---------------------------------------------------------------- operators
@@ -532,7 +551,7 @@ for _device in ("CPU", "CUDA"):
 
 @torch.library.register_fake("snn_ext::forward", lib=_library)
 def _fake_forward(number: int, tensors: Sequence[Tensor], started: Any, numbers: Any, save: bool) -> list[Tensor]:
-    plan, layout = _PLANS[number], Layout(tensors[0])
+    plan, layout = plan_of(number), Layout(tensors[0])
     return [*_empty_results(plan, layout), layout.checkpoints(plan, save)]
 
 
@@ -546,7 +565,7 @@ def _fake_backward(
     grads: Any,
     needed: Sequence[bool],
 ) -> list[Tensor]:
-    plan, layout = _PLANS[number], Layout(tensors[0])
+    plan, layout = plan_of(number), Layout(tensors[0])
     like = [layout.sequence(layout.io, layout.steps) for _ in range(plan.inputs)]
     like += [layout.new_step(layout.real) for given in started if given]
     like += [value.new_empty(value.shape) for value in tensors[len(like) :]]

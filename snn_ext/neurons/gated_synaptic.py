@@ -56,6 +56,15 @@ def gated_synaptic(reset_decay: bool = True) -> Neuron:
     return _synaptic("GatedSynaptic", ("gate", "candidate"), (), _gated, reset_decay, "v1, v2")
 
 
+def effective_decay(beta: Tensor) -> Tensor:
+    """The decay of :func:`synaptic` that is read from its parameter: moved into [0, 1].
+
+    At 0 and 1, where it may start and where :func:`snn_ext.training.clamp_after_step` puts it, its gradient is 1:
+    ``clamp`` has that up to torch 2.13 and, from 2.15 on, 0, with which a decay would stay there.
+    """
+    return torch.where(beta < 0, 0.0, torch.where(beta > 1, 1.0, beta))
+
+
 def _decaying(inputs: Tensors, i: Tensor, p: Any) -> Tensor:
     return p.beta * i + p.mask * inputs[0]
 

@@ -13,7 +13,7 @@ from ..core.neuron import Value, check_flag, own_tensor
 from ..core.quantize import Mode
 from ..core.reference import Result
 from ..layer import Drive, Norm
-from ..neurons.gated_synaptic import gated_synaptic, synaptic
+from ..neurons.gated_synaptic import effective_decay, gated_synaptic, synaptic
 from .neurons import Inputs, SequenceNeuron
 
 __all__ = ["GatedSynaptic", "GatedSynapticLayer", "SynapticLIF", "SynapticLayer"]
@@ -166,7 +166,7 @@ class SynapticLIF(_Synaptic):
     _make = staticmethod(synaptic)
 
     def _values(self) -> dict[str, Value]:
-        return {"beta": self.beta.clamp(0, 1), **super()._values()}
+        return {"beta": effective_decay(self.beta), **super()._values()}
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
@@ -414,7 +414,7 @@ class SynapticLayer(_Layer):
         self._check()
 
     def _values(self) -> dict[str, Value]:
-        return {"beta": self.beta.clamp(0, 1), **super()._values()}
+        return {"beta": effective_decay(self.beta), **super()._values()}
 
     def forward(self, input_: Tensor, syn: Tensor | None = None, mem: Tensor | None = None) -> Any:
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""

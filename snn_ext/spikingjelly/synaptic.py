@@ -13,7 +13,7 @@ from ..core.neuron import Value, check_flag, own_tensor
 from ..core.quantize import Mode
 from ..core.reference import Result
 from ..layer import Drive, Norm
-from ..neurons.gated_synaptic import gated_synaptic, synaptic
+from ..neurons.gated_synaptic import effective_decay, gated_synaptic, synaptic
 from .nodes import Node
 
 __all__ = ["GatedSynapticLayer", "GatedSynapticNode", "SynapticLIFNode", "SynapticLayer"]
@@ -120,7 +120,7 @@ class SynapticLIFNode(_SynapticNode):
         self._complete()
 
     def _values(self) -> dict[str, Value]:
-        return {"beta": self.beta.clamp(0, 1), **super()._values()}
+        return {"beta": effective_decay(self.beta), **super()._values()}
 
 
 class GatedSynapticNode(_SynapticNode):
@@ -305,7 +305,7 @@ class SynapticLayer(_Layer):
         self._complete()
 
     def _values(self) -> dict[str, Value]:
-        return {"beta": self.beta.clamp(0, 1), **super()._values()}
+        return {"beta": effective_decay(self.beta), **super()._values()}
 
 
 class GatedSynapticLayer(_Layer):

@@ -13,7 +13,7 @@ from torch.func import jacrev
 from snn_ext import recurrence, sequence
 from snn_ext.core.quantize import EPSILON, MultiBit
 from snn_ext.core.surrogate import Surrogate
-from snn_ext.neurons.gated_synaptic import gated_synaptic, synaptic
+from snn_ext.neurons.gated_synaptic import effective_decay, gated_synaptic, synaptic
 
 F64 = torch.float64
 BACKENDS = ("torch", "cpu")
@@ -483,3 +483,11 @@ def test_mask_multiplies_what_is_new_only():
     for now, x in zip(current, drives[0], strict=True):
         last = 0.5 * last + mask * x
         torch.testing.assert_close(now, last, rtol=0, atol=1e-15)
+
+
+def test_a_decay_at_its_bound_can_leave_it():
+    beta = torch.tensor([-0.5, 0.0, 0.25, 1.0, 1.5], requires_grad=True)
+    effective = effective_decay(beta)
+    effective.sum().backward()
+    assert effective.tolist() == [0.0, 0.0, 0.25, 1.0, 1.0] and effective.dtype == beta.dtype
+    assert beta.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]

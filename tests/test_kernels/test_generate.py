@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from support import Case, assert_identical, gradients, identical
+from support import Case, assert_identical, fails_on_torch_2_6, gradients, identical
 
 from snn_ext import sequence
 from snn_ext.core import surrogate
@@ -194,7 +194,10 @@ def test_exact_operations_and_their_gradients_are_torch_s(dtype):
     assert wrong == []
 
 
-@pytest.mark.parametrize(("dtype", "bound"), [(F32, 3e-7), (F64, 1e-15)])
+@pytest.mark.parametrize(
+    ("dtype", "bound"),
+    [pytest.param(F32, 3e-7, marks=fails_on_torch_2_6("its log1p(3.4e38) is infinite")), (F64, 1e-15)],
+)
 def test_the_others_are_torch_s_within_the_bound(dtype, bound):
     """Relative to the value; of a gradient (1 - tanh^2, say) to at least 1."""
     wrong = {}
@@ -587,7 +590,7 @@ REFUSED = {
     "where of values": (lambda i, s, p: (i[0] * torch.where(i[0] > 0, p.a, 2 * p.a),), r"makes torch\.float64"),
     "a number where torch wants one": (
         lambda i, s, p: (torch.full_like(i[0], p.a),),
-        "a number is read out of a tensor",
+        "a number is read out of a tensor|must be Number",  # the latter in torch 2.6
     ),
     "an attribute of a number": (lambda i, s, p: (i[0] * p.a.real,), "cannot be traced .AttributeError"),
     "alpha": (lambda i, s, p: (torch.add(i[0], s[0], alpha=2),), "aten::add with alpha=; write the product out"),

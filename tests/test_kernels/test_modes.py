@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import Case, assert_identical, identical, random_case, run
+from support import Case, assert_identical, fails_on_torch_2_6, identical, random_case, run
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from snn_ext import sequence
@@ -33,9 +33,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from support import Case
 from snn_ext import sequence
 case = Case("LIF")
+neuron, values, spike = case.neuron, case.values, case.spike
 
 def output(x, backend="cpu"):
-    return sequence.run(case.neuron, x, None, case.values, spike=case.spike, backend=backend).output
+    return sequence.run(neuron, x, None, values, spike=spike, backend=backend).output
 
 x = torch.linspace(-1.0, 4.0, 30).view(6, 5)
 if sys.argv[2] == "FakeTensorMode":
@@ -74,8 +75,8 @@ def test_make_fx_records_the_operator(mode):
 
 # torch warns that it does not look at a shape again.
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated:DeprecationWarning")
-@pytest.mark.filterwarnings("ignore:`torch.jit.trace_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace` is deprecated")
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace_method` is deprecated")
 def test_jit_trace_takes_the_steps_along():
     x, other = sample(), sample(1)
     output(x)
@@ -91,10 +92,11 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from support import Case
 from snn_ext import sequence
-case, other = Case("LIF"), Case("LIF", (("reset", "soft"),))
+case, other = ((one.neuron, one.values, one.spike) for one in (Case("LIF"), Case("LIF", (("reset", "soft"),))))
 
 def output(case, x):
-    return sequence.run(case.neuron, x, None, case.values, spike=case.spike, backend="auto").states[0]
+    neuron, values, spike = case
+    return sequence.run(neuron, x, None, values, spike=spike, backend="auto").states[0]
 
 class Module(torch.nn.Module):
     def forward(self, x):
@@ -110,9 +112,17 @@ else:
 """
 
 
+@fails_on_torch_2_6("it does not say that it exports")
 def test_what_is_exported_runs_in_another_process(tmp_path):
     for what in ("save", "load"):
         finished(python(EXPORT, what, str(tmp_path / "program.pt2")))
+
+
+def test_kernels_of_another_process_are_refused():
+    """As a program has them that torch 2.6 exported; the number of a plan is that of its texts, in every process."""
+    x, v = sample(), torch.zeros(5)
+    with pytest.raises(RuntimeError, match="another process asks for kernels that this process does not have"):
+        torch.ops.snn_ext.forward(12345, [x, v], [True], [], False)
 
 
 # ---------------------------------------------------------------- torch.func, autocast, single steps

@@ -875,7 +875,7 @@ def test_replicas_compute_what_the_module_does(monkeypatch, name, connection):
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@fails_on_torch_2_6
+@fails_on_torch_2_6()
 def test_one_step_compiles_without_a_graph_break():
     torch.compiler.reset()
     module = make("LSTMLIF", "soft", torch.float32)

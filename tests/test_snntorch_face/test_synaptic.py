@@ -5,6 +5,7 @@ one level of the output, so it also says that every code is equal.
 """
 
 import copy
+import inspect
 import io
 import pickle
 import re
@@ -357,8 +358,8 @@ def test_backprop_trains_as_the_loop_by_hand(kind, name, truncate):
 
 @every_kind
 def test_the_example_in_the_docstring_runs(kind):
-    docstring = type(make(kind)).__doc__
-    examples = re.findall(r"Example::\n\n((?: {8}.*\n|\n)+)", docstring)
+    docstring = inspect.getdoc(type(make(kind))) + "\n"
+    examples = re.findall(r"Example::\n\n((?: {4}.*\n|\n)+)", docstring)
     assert len(examples) == (kind == "GatedSynaptic")
     for example in examples:
         names = {}
