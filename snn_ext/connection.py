@@ -249,8 +249,10 @@ def run(
         like = given[0]
         # Under autocast the input comes in another type than the weights.
         weight = product.weight.to(like.dtype) if is_autocast(like) else product.weight
-        if product.bias is not None and like.shape[-1:] == (product.in_features,):  # else the weight is refused
-            parts = product.bias.to(like.dtype).split(product.in_features)
+        bias = product.bias
+        # Else the weight is refused.
+        if bias is not None and like.shape[-1:] == (product.in_features,) and like.device == bias.device:
+            parts = bias.to(like.dtype).split(product.in_features)
             given = (*(x + part for x, part in zip(given, parts, strict=False)), *given[len(parts) :])
     else:
         if isinstance(given[0], Tensor):

@@ -179,7 +179,7 @@ def run(
         if drive.weight_hh is None:
             return sequence.run(neuron, inputs, states, values, **settings), None
         dtype = inputs[0].dtype  # another than the weights' under autocast
-        if history is not None and history.dtype == state_dtype(inputs[0]):
+        if isinstance(history, Tensor) and history.dtype == state_dtype(inputs[0]):
             history = history.to(dtype)  # hosts keep all states in one type
         weight = drive.weight_hh.to(dtype)
         result = recurrence.run(neuron, inputs, weight, states, values, history=history, **settings)

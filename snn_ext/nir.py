@@ -584,6 +584,11 @@ class _Numbers(NamedTuple):
 
 def _numbers(node: nir.LIF, where: str, dt: float) -> _Numbers:
     """The numbers of a neuron, if NIR's LIF is one of ours with that ``dt``."""
+    shapes = {name: np.shape(getattr(node, name)) for name in ("tau", "r", "v_leak", "v_threshold", "v_reset")}
+    try:
+        np.broadcast_shapes(*shapes.values())
+    except ValueError as error:
+        raise ValueError(f"{where}: its numbers have shapes that do not fit each other: {shapes}") from error
     tau = np.asarray(node.tau)
     tau = tau if tau.dtype.kind == "f" else tau.astype(np.float64)
     # In the type that the numbers came in: a float32 dt divides a float32 tau as it multiplied it.
@@ -647,8 +652,9 @@ def _layer(node: Any, where: str, layers: Any) -> nn.Module:
         return value if isinstance(value, str) else tuple(np.atleast_1d(value).tolist())
 
     if isinstance(node, nir.Linear | nir.Affine):
-        if node.weight.ndim != 2:
-            raise ValueError(f"{where}: its weight must be a matrix, got shape {list(node.weight.shape)}")
+        if not isinstance(node.weight, np.ndarray) or node.weight.ndim != 2:
+            got = f"shape {list(node.weight.shape)}" if isinstance(node.weight, np.ndarray) else repr(node.weight)
+            raise ValueError(f"{where}: its weight must be a matrix, got {got}")
         made = layers.Linear(*reversed(node.weight.shape), bias=isinstance(node, nir.Affine))
     elif isinstance(node, nir.Conv1d | nir.Conv2d):
         out, into, *kernel = node.weight.shape

@@ -381,6 +381,8 @@ def judged(error: Exception, given: list[tuple[str, Any]], *also: type[Exception
     full = any(words in message for words in ("allocate", "overflow", "too large", "exceeds"))
     if isinstance(error, RuntimeError | MemoryError) and huge and full:
         return "no memory"
+    if "Can't call numpy() on Tensor that requires grad" in message:
+        return "refused by Python or torch, RuntimeError"  # numpy.float32 as a spike function, which it may be
     if not isinstance(error, (*REFUSALS, *also)):
         raise Finding(f"raises {type(error).__name__}: {_where(error)}")
     if not message.strip():

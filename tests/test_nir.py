@@ -585,9 +585,16 @@ CHAIN = [("input", "n"), ("n", "output")]
 CYCLE = [*CHAIN, ("n", "d"), ("d", "w"), ("w", "n")]
 AFTER = [*CHAIN, ("n", "w"), ("w", "d"), ("d", "n")]
 MATRIX, BIAS = np.ones((2, 2), dtype=np.float32), np.ones(2, dtype=np.float32)
+UNFIT = a_lif()
+UNFIT.v_leak = np.zeros(0)
 NOT_READ = {
     "r": ({"n": a_lif(r=1.5)}, CHAIN, r"n \(LIF\): r must be 1, or tau / dt = 2"),
     "tau": ({"n": a_lif(tau=5e-5)}, CHAIN, "tau must be finite and at least dt"),
+    "a shape": (
+        {"n": UNFIT},
+        CHAIN,
+        r"n \(LIF\): its numbers have shapes that do not fit each other: .*'v_leak': \(0,\)",
+    ),
     "v_leak": ({"n": a_lif(v_leak=0.5)}, CHAIN, "v_leak must equal v_reset"),
     "v_reset": ({"n": a_lif(v_leak=-1.0, v_reset=-1.0)}, CHAIN, r"n \(LIF\): v_reset and v_leak must be 0 in snnTorch"),
     "CubaLIF": ({"n": nir.CubaLIF(*[np.ones(2)] * 5)}, CHAIN, r"n \(CubaLIF\): has no layer or neuron here"),

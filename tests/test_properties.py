@@ -284,13 +284,18 @@ def after_meta(module):
     return module(torch.ones(3, 4))
 
 
+def of_the_host(state):
+    host = import_module("snntorch").Leaky(0.5)
+    return import_module("snn_ext.snntorch").SkipRecurrent(host, 4)(X[0], torch.zeros(3, 4), state)
+
+
 def net_of(faces):
     return nn.Sequential(nn.Linear(4, 4), faces.st.LIF(0.5, reset_mechanism="zero", init_hidden=True))
 
 
-def imported(faces):
+def imported(faces, weight=3):
     graph = faces.nir.export_to_nir(net_of(faces), X[0])
-    graph.nodes["0"].weight = 3
+    graph.nodes["0"].weight = weight
     return faces.nir.import_from_nir(graph, "snntorch")
 
 
@@ -367,6 +372,23 @@ REFUSED = {
         TypeError,
         r"must return a tensor like its input, \[3, 4\], got NoneType",
     ),
+    "a sparse state of the host": (lambda f: of_the_host(SPARSE), ValueError, "state mem must be dense .*sparse"),
+    "a state of the host elsewhere": (
+        lambda f: of_the_host(META),
+        ValueError,
+        "state mem is on meta, the input on cpu",
+    ),
+    "an input elsewhere": (
+        lambda f: f.st.SkipRecurrent(f.st.LIF(0.5), 4, bias=True)(META),
+        ValueError,
+        "weight is torch.float32, torch.strided on cpu, the input torch.float32 on meta",
+    ),
+    "a list as a history": (
+        lambda f: f.st.GatedSynapticLayer(4, 3, True)(X[0], [1.0], *torch.zeros(2, 3, 3)),
+        ValueError,
+        "history must be the last 1 outputs, .* got list",
+    ),
+    "a class as a weight": (lambda f: imported(f, torch.Tensor), ValueError, "its weight must be a matrix, got <class"),
     "no sequence": (lambda f: recurrence.run_foreign(torch.tanh, True, torch.neg), ValueError, "x must be a dense"),
     "a sparse history": (
         lambda f: recurrent(history=torch.ones(1, 3, 4).to_sparse()),
@@ -391,7 +413,7 @@ REFUSED = {
         r"0 \(Linear\): cannot take what comes from sample_data, \[3, 4\] torch.float64",
     ),
     "a huge step": (lambda f: f.nir.export_to_nir(net_of(f), X[0], dt=HUGE), ValueError, "dt must be"),
-    "a node of another kind": (imported, ValueError, r"0 \(Affine\): is not what NIR describes"),
+    "a node of another kind": (imported, ValueError, r"0 \(Affine\): its weight must be a matrix, got 3"),
     "a checkpoint of numbers": (
         lambda f: snn_ext.convert_state_dict({"0.beta": 3}, to="spikingjelly", like=f.sj.LIFNode()),
         TypeError,
@@ -424,6 +446,15 @@ def test_what_was_found_is_refused(what, faces):
     call, error, match = REFUSED[what]
     with pytest.raises(error, match=match):
         call(faces)
+
+
+def test_a_parameter_as_a_state_does_not_become_one_of_the_host_s_neuron():
+    state = nn.Parameter(torch.zeros(3, 4))
+    host = import_module("snntorch").Leaky(0.5)
+    module = pytest.importorskip("snn_ext.snntorch").SkipRecurrent(host, 4)
+    before = dict(module.named_parameters()).keys()
+    module(X[0], torch.zeros(3, 4), state)
+    assert dict(module.named_parameters()).keys() == before
 
 
 def test_a_refused_module_is_in_no_list():

@@ -304,10 +304,13 @@ class _Recurrent(SequenceNeuron):
         reset = self._fresh and isinstance(given, Tensor) and is_state(given, getattr(self.neuron, name))
         if given is None or reset or (isinstance(given, Tensor) and given.shape == (0,)):
             return None
-        if not isinstance(given, Tensor) or given.shape != shape:
-            got = list(given.shape) if isinstance(given, Tensor) else type(given).__name__
-            raise ValueError(f"state {name} must have the shape of a step, {list(shape)}, got {got}")
-        return given
+        if not isinstance(given, Tensor) or given.shape != shape or given.layout != torch.strided:
+            got = f"{list(given.shape)}, {given.layout}" if isinstance(given, Tensor) else type(given).__name__
+            raise ValueError(f"state {name} must be dense and of the shape of a step, {list(shape)}, got {got}")
+        if isinstance(x, Tensor) and given.device != x.device:
+            raise ValueError(f"state {name} is on {given.device}, the input on {x.device}; move one of them")
+        # A parameter would become one of the neuron.
+        return given.view_as(given) if isinstance(given, nn.Parameter) else given
 
     def _fitting(self, name: str, past: Any, x: Any, shape: Any) -> Any:
         """The outputs that were passed, if they are as many as it hears, and of a type that it keeps."""
