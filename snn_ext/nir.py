@@ -584,7 +584,7 @@ class _Numbers(NamedTuple):
 
 def _numbers(node: nir.LIF, where: str, dt: float) -> _Numbers:
     """The numbers of a neuron, if NIR's LIF is one of ours with that ``dt``."""
-    shapes = {name: np.shape(getattr(node, name)) for name in ("tau", "r", "v_leak", "v_threshold", "v_reset")}
+    shapes = {name: np.asarray(getattr(node, name)).shape for name in ("tau", "r", "v_leak", "v_threshold", "v_reset")}
     try:
         np.broadcast_shapes(*shapes.values())
     except ValueError as error:

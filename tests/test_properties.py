@@ -372,7 +372,11 @@ REFUSED = {
         TypeError,
         r"must return a tensor like its input, \[3, 4\], got NoneType",
     ),
-    "a sparse state of the host": (lambda f: of_the_host(SPARSE), ValueError, "state mem must be dense .*sparse"),
+    "a sparse state of the host": (
+        lambda f: of_the_host(SPARSE),
+        ValueError,
+        "state mem must have the shape of a step, .* and be dense, got .*sparse",
+    ),
     "a state of the host elsewhere": (
         lambda f: of_the_host(META),
         ValueError,

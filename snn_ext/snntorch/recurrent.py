@@ -306,7 +306,7 @@ class _Recurrent(SequenceNeuron):
             return None
         if not isinstance(given, Tensor) or given.shape != shape or given.layout != torch.strided:
             got = f"{list(given.shape)}, {given.layout}" if isinstance(given, Tensor) else type(given).__name__
-            raise ValueError(f"state {name} must be dense and of the shape of a step, {list(shape)}, got {got}")
+            raise ValueError(f"state {name} must have the shape of a step, {list(shape)}, and be dense, got {got}")
         if isinstance(x, Tensor) and given.device != x.device:
             raise ValueError(f"state {name} is on {given.device}, the input on {x.device}; move one of them")
         # A parameter would become one of the neuron.
