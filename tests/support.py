@@ -22,9 +22,9 @@ from snn_ext.core.surrogate import Surrogate
 from snn_ext.neurons import CATALOGUE, Entry
 
 
-def fails_on_torch_2_6(why: str = "torch.compile of torch 2.6 does not follow it", when: bool = True) -> Any:
-    """A mark for what the README names. Strict, so that nothing that works is called broken."""
-    return pytest.mark.xfail(when and torch.__version__.startswith("2.6."), strict=True, reason=why)
+def fails_on_torch_2_6(why: str = "torch.compile of torch 2.6 does not follow it", strict: bool = True) -> Any:
+    """A mark for what the README names; strict, so that nothing that works is called broken."""
+    return pytest.mark.xfail(torch.__version__.startswith("2.6."), strict=strict, reason=why)
 
 
 CARRIES = ("after_reset", "before_reset")

@@ -7,7 +7,6 @@ import logging
 import pickle
 import subprocess
 import sys
-from importlib.metadata import version
 
 import pytest
 import torch
@@ -376,7 +375,7 @@ def test_data_parallel_replicas_have_their_own_states(entry):
 # Both come from torch.compile itself: it looks at .grad of the states, and makes a Function's context.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@fails_on_torch_2_6(when=version("spikingjelly") >= "2")
+@fails_on_torch_2_6(strict=False)  # with the older host it depends on what was compiled before
 @every_neuron
 def test_compiles_without_a_graph_break(entry):
     torch._dynamo.reset()
