@@ -23,6 +23,7 @@ import logging
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -730,10 +731,10 @@ def may_mount() -> bool:
 
 
 def assert_told(said: Sequence[str], *words: str) -> str:
-    """One warning, with these words in it."""
+    """One warning, with these words in it; returned without the name of this run's folder."""
     assert len(said) == 1, said
     assert all(word in said[0] for word in words), said[0]
-    return said[0].splitlines()[0]
+    return re.sub(r"/\S*/snn_ext-[^/\s]*", "FOLDER", said[0].splitlines()[0])
 
 
 def limited(place: Path) -> list[str]:

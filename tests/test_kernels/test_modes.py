@@ -118,8 +118,30 @@ def test_what_is_exported_runs_in_another_process(tmp_path):
         finished(python(EXPORT, what, str(tmp_path / "program.pt2")))
 
 
+NUMBER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from support import Case
+from snn_ext.kernels import generate, op
+def number(name):
+    case = Case(name)
+    values = {key: torch.tensor(value) for key, value in case.values.items()}
+    request = generate.request_for(case.neuron, values, case.spike, False, "after_reset")
+    return op.plan(request, torch.float32, False, "cpu")
+for name in sys.argv[2:-1]:
+    number(name)
+print(number(sys.argv[-1]), file=sys.stderr)
+"""
+
+
+def test_a_plan_has_the_same_number_in_every_process():
+    alone, third, other = (finished(python(NUMBER, *names)) for names in (["LIF"], ["KLIF", "TC-LIF", "LIF"], ["KLIF"]))
+    assert alone.splitlines()[-1] == third.splitlines()[-1] != other.splitlines()[-1]
+
+
 def test_kernels_of_another_process_are_refused():
-    """As a program has them that torch 2.6 exported; the number of a plan is that of its texts, in every process."""
+    """As a program has them that torch 2.6 exported."""
     x, v = sample(), torch.zeros(5)
     with pytest.raises(RuntimeError, match="another process asks for kernels that this process does not have"):
         torch.ops.snn_ext.forward(12345, [x, v], [True], [], False)
