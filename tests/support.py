@@ -23,7 +23,10 @@ from snn_ext.neurons import CATALOGUE, Entry
 
 
 def fails_on_torch_2_6(why: str = "torch.compile of torch 2.6 does not follow it", strict: bool = True) -> Any:
-    """A mark for what the README names; strict, so that nothing that works is called broken."""
+    """A mark for what the README names, on that release alone; strict, so that nothing that works is called broken.
+
+    Not strict is what there depends on the compilations before it.
+    """
     return pytest.mark.xfail(torch.__version__.startswith("2.6."), strict=strict, reason=why)
 
 
