@@ -152,8 +152,7 @@ def train(
     module, settings = host.neuron(entry, beta)
     net = host.network(module, initial_weights(task, seed))
     run = Run(task, neuron, settings, beta, net)
-    probe = Batch(task.validation.x[:, :64], task.validation.y[:64])
-    run.gradient["initial"] = gradient_per_step(host, net, probe)
+    run.gradient["initial"] = gradient_per_step(host, net, task.validation)
     optimiser = torch.optim.Adam(net.parameters(), LEARNING_RATE)
     start = time.perf_counter()
     run.curve.append((0, accuracy(host, net, task.validation)))
@@ -166,7 +165,7 @@ def train(
             run.curve.append((update, accuracy(host, net, task.validation)))
         progress(1)
     run.seconds = time.perf_counter() - start
-    run.gradient["trained"] = gradient_per_step(host, net, probe)
+    run.gradient["trained"] = gradient_per_step(host, net, task.validation)
     return run
 
 
