@@ -671,7 +671,7 @@ class LSTMLIF(_TwoCompartment):
     The body of the paper could not be read; these are Eq. 10-12 of TC-LIF (arXiv 2308.13250), by the same
     authors six weeks later. Per layer, ``c1`` and ``c2`` are trained. There is no leak. With
     ``reset_mechanism="zero"`` (the variant of the TC-LIF code) the soma goes to zero and the dendrite is
-    left alone. The default surrogate is the paper's triangle, ``max(0, 1 - |U - U_thr|)`` (Eq. 21).
+    left alone. The default surrogate is TC-LIF's triangle, ``max(0, 1 - |U - U_thr|)`` (Eq. 21).
 
     Example::
 

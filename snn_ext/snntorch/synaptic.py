@@ -88,8 +88,8 @@ class SynapticLIF(_Synaptic):
             S[t] &= Q(U[t]), \qquad R[t] = U[t] - S[t]
 
     Q is :class:`snn_ext.core.quantize.MultiBit`. The outputs add up to the current (a sigma-delta coder). With
-    ``beta=0`` it is the paper's encoder of input features. The paper's body could not be read; the equations are
-    those of its authors' released code. Not ``snntorch.Synaptic``: its spikes are binary.
+    ``beta=0`` it is the released code's encoder of input features; the equations are that code's too, as the paper's
+    body could not be read. Not ``snntorch.Synaptic``: its spikes are binary.
 
     :param beta: decay of the synaptic current in [0, 1]; number or tensor, clamped when it is learned. The released
         code starts it at 1, one per neuron, and trains it

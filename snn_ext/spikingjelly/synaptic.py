@@ -58,7 +58,7 @@ class SynapticLIFNode(_SynapticNode):
 
     The equations are those of :func:`snn_ext.neurons.gated_synaptic.synaptic`, from the authors' released code; the
     paper's body could not be read. The outputs add up to the current (a sigma-delta coder). With ``beta=0``
-    it is the paper's encoder of input features.
+    it is the released code's encoder of input features.
 
     Args:
         beta: decay of the synaptic current in [0, 1]; a number, or a tensor ``[F]`` or ``[C, 1, 1]``, which is
