@@ -86,7 +86,7 @@ def convert(net: Any, to: Any, *, inplace: bool = False, **settings: Any) -> Any
     return converted(net, to, inplace, settings)
 
 
-def convert_state_dict(sd: Any, to: Literal["snntorch", "spikingjelly"], like: Any = None) -> dict[str, Any]:
+def convert_state_dict(sd: Any, to: Literal["snntorch", "spikingjelly"], *, like: Any) -> dict[str, Any]:
     """Map a checkpoint of our neurons in one host to the same architecture in the other.
 
     Trained parameters have the same names in both. The others are a host's own: snnTorch saves threshold, reset,

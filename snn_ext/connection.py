@@ -7,10 +7,12 @@ both hosts' modules hold a product (:func:`all_to_all`, a convolution, ...) and 
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, TypeGuard
+from weakref import WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +20,7 @@ from torch import Tensor, nn
 from . import recurrence
 from .core.neuron import Neuron, Value, as_float, check_flag, check_size, is_autocast, own_tensor, state_dtype
 from .recurrence import Block, RecurrentResult
+from .sequence import is_exporting
 
 Mode = Literal["auto", "soft", "hard"]
 _MODES = ("auto", "soft", "hard")
@@ -149,6 +152,8 @@ class Lags(nn.Module):
         Raises:
             ValueError: a logit is no finite number.
         """
+        if is_exporting():
+            raise RuntimeError("an exported program has one span: export a skip recurrent layer of span=lags.span()")
         logits = self.logits.tolist()
         if not all(map(math.isfinite, logits)):
             raise ValueError("the lag logits are not finite; lower their learning rate")
@@ -178,6 +183,19 @@ class Lags(nn.Module):
 
 Span = int | Lags
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_log = logging.getLogger("snn_ext")
+_told: WeakSet[nn.Module] = WeakSet()
+
+
+def tell_of_hooks(neuron: nn.Module) -> None:
+    """Say once that hooks on a neuron which is not called do not run: monitors and pruning put them there."""
+    if not torch.compiler.is_compiling() and neuron not in _told and any(getattr(neuron, name) for name in _HOOKS):
+        _told.add(neuron)
+        _log.warning(
+            "the hooks on a %s inside a skip recurrent layer do not run: its equations run without calling it; put "
+            "them on the layer",
+            type(neuron).__name__,
+        )
 
 
 def reach(span: Span) -> int:

@@ -315,7 +315,7 @@ _THRESHOLD = {"snntorch": "threshold", "spikingjelly": "v_threshold"}
 _BUILD = "build that with the same number, or with a tensor, which is loaded"
 
 
-def mapped(source: Any, to: str, like: nn.Module | None) -> dict[str, Tensor]:
+def mapped(source: Any, to: str, like: nn.Module) -> dict[str, Tensor]:
     """See :func:`snn_ext.convert_state_dict`."""
     if not isinstance(to, str) or to not in HOSTS:
         raise ValueError(f"to must be one of {', '.join(map(repr, HOSTS))}, got {to!r}")

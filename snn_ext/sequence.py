@@ -36,7 +36,7 @@ from .core.surrogate import Surrogate
 from .kernels import op
 
 _STEP_PAYS = 32768  # elements
-_is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # newer than torch 2.6
+is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # newer than torch 2.6
 _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 _KERNELS = {"cpu": "cpu", "cuda": "cupy"}  # by type of device
@@ -345,7 +345,7 @@ def kernels_for(call: Call, like: Tensor, backend: str) -> int | str:
     compiling = torch.compiler.is_compiling()
     if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
         return "kernels have no torch.func transforms and no forward-mode derivatives"
-    if _is_exporting() or (not compiling and torch.jit.is_tracing()):
+    if is_exporting() or (not compiling and torch.jit.is_tracing()):
         return "a program that is exported or traced by torch.jit takes no kernels along"
     if like.numel() == 0:
         return _NOTHING
@@ -582,7 +582,9 @@ def check_inputs(neuron: Neuron, inputs: Tensor | Sequence[Tensor], axes: int) -
     layout = "[T, N, *]: time, batch, then any" if axes == 2 else "[N, *]: batch, then any"
     for name, x in zip(neuron.inputs, inputs, strict=True):
         if not isinstance(x, Tensor):
-            raise TypeError(f"{neuron.name}: input {name} must be a tensor, got {type(x).__name__}")
+            traced = type(x).__name__ == "Proxy"  # of torch.fx, with which both hosts' exporters follow a network
+            hint = "; torch.fx cannot follow it: for NIR there is snn_ext.nir.export_to_nir" if traced else ""
+            raise TypeError(f"{neuron.name}: input {name} must be a tensor, got {type(x).__name__}{hint}")
         if x.dtype not in DTYPES or x.layout != torch.strided:
             raise TypeError(
                 f"{neuron.name}: input {name} must be a dense floating point tensor (float32, float64, bfloat16 or "

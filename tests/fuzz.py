@@ -628,8 +628,8 @@ def convert_case(host: str, key: str) -> list[str]:
                 name = draw.told("key", draw.random.choice(list(sd)))
                 sd[name] = draw.told(name, draw.random.choice(BAD)(draw.random))
             to = draw.value("to", [other, other, other, host])
-            given = draw.value("sd", [sd, net]), draw.told("to", to), draw.value("like", [like])
-            wanted = snn_ext.convert_state_dict(*given)
+            given = draw.value("sd", [sd, net]), draw.told("to", to)
+            wanted = snn_ext.convert_state_dict(*given, like=draw.value("like", [like]))
             if not spoilt:
                 like.load_state_dict(wanted, strict=True)
             return ["right"]

@@ -535,11 +535,14 @@ def test_bad_arguments():
     for arguments, error, message in (
         ((sd, "norse", T.LSTMLIF()), ValueError, "'snntorch', 'spikingjelly'"),
         ((3, "snntorch", T.LSTMLIF()), TypeError, "give a state_dict"),
-        ((sd, "snntorch"), TypeError, "no checkpoint alone says all"),
+        ((sd, "snntorch", None), TypeError, "no checkpoint alone says all"),
         ((sd, "snntorch", J.LSTMLIFNode()), TypeError, "it has neurons of spikingjelly"),
         (({**sd, "z": torch.ones(1)}, "snntorch", T.LSTMLIF()), ValueError, "z has no place in it"),
         (({}, "snntorch", T.LSTMLIF()), ValueError, "c1 is missing"),
         ((T.LSTMLIF(), "spikingjelly", nn.Sequential(J.LSTMLIFNode())), ValueError, "the source has no 0"),
     ):
+        *given, like = arguments
         with pytest.raises(error, match=message):
-            snn_ext.convert_state_dict(*arguments)
+            snn_ext.convert_state_dict(*given, like=like)
+    with pytest.raises(TypeError, match="like"):
+        snn_ext.convert_state_dict(sd, "snntorch")

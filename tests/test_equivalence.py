@@ -232,6 +232,12 @@ def test_default_surrogate(name):
     assert ours == (surrogate.sigmoid(4.0) if name in ("LIF", "KLIF") else published).with_rule(True)
 
 
+def test_learn_beta_of_the_synaptic_lif():
+    module, node = snntorch_face.SynapticLIF(0.5), spikingjelly_face.SynapticLIFNode(0.5)
+    assert "beta" in dict(module.named_buffers()) and "beta" in dict(node.named_parameters())
+    assert "beta" in dict(snn.Synaptic(0.5, 0.5).named_buffers())
+
+
 @every_neuron
 def test_a_passed_state_that_does_not_fit(name):
     module, node = faces(name)

@@ -9,7 +9,8 @@ gradients, the two hosts' modules) is derived from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cache, wraps
 from inspect import signature
@@ -20,6 +21,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 Tensors = tuple[Tensor, ...]
 Value = float | Tensor
@@ -27,6 +29,32 @@ _Options = ParamSpec("_Options")
 _LARGEST = torch.finfo(torch.float32).max
 _COUNT = count()
 _BY_HANDLE: WeakValueDictionary[int, Neuron] = WeakValueDictionary()
+
+
+def _as_it_is(x: Tensor) -> Tensor:
+    return x
+
+
+def apart() -> AbstractContextManager[None]:
+    """Within it a computation is its own, with gradients, whatever mode the caller is in.
+
+    Such as no_grad, inference, fake tensors, anomaly detection, checkpointing, or the backward pass of a subclass of
+    tensors. Nothing where torch.compile traces, which cannot follow modes.
+    """
+    return nullcontext() if torch.compiler.is_dynamo_compiling() else _apart()
+
+
+@contextmanager
+def _apart() -> Iterator[None]:
+    with (
+        _disable_current_modes(),
+        torch._C._EnableTorchFunction(),
+        torch.inference_mode(False),
+        torch.autograd.set_detect_anomaly(False),
+        torch.autograd.graph.saved_tensors_hooks(_as_it_is, _as_it_is),
+        torch.enable_grad(),
+    ):
+        yield
 
 
 class Values:
@@ -163,7 +191,8 @@ class Neuron:
             raise ValueError(f"{self.name}: a name is used twice in {names}")
         if self.observers != self.states[len(self.states) - len(self.observers) :] or self.observers == self.states:
             raise ValueError(f"{self.name}: observers {self.observers} must be the last of the states {self.states}")
-        self._try_functions()
+        with apart():
+            self._try_functions()
 
     @property
     def felt(self) -> int:

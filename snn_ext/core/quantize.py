@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import torch
 from torch import Tensor, nn
 
-from .neuron import Neuron, Parameter, Tensors, Value, Values, as_float, check_flag, own_tensor
+from .neuron import Neuron, Parameter, Tensors, Value, Values, apart, as_float, check_flag, own_tensor
 
 Mode = Literal["fixed", "learned", "ema_sequence", "ema_step"]
 
@@ -193,6 +193,8 @@ class MultiBit(nn.Module):
             raise ValueError(f"mode={mode!r} has one range per layer; give range as a number")
         self.levels, self.dead_zone, self.mode, self.momentum = levels, dead_zone, mode, float(momentum)
         self.threshold = None if threshold is None else as_float("threshold", threshold)
+        # Kept here too: torch.compile looks through a cached function, and would make them again.
+        self._neurons: dict[tuple[int, Kind], Neuron] = {}
         if mode == "learned":
             self.log_range = nn.Parameter(reach.log())
         else:
@@ -203,6 +205,9 @@ class MultiBit(nn.Module):
             self.register_buffer("updates", torch.zeros((), dtype=torch.long))
             # With which the last spikes were made: where a reset comes a step late it must know.
             self.register_buffer("used", reach.clone(), persistent=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_neurons": {}}  # of this process
 
     @property
     def follows(self) -> bool:
@@ -222,7 +227,33 @@ class MultiBit(nn.Module):
 
     def neuron(self, neuron: Neuron, kind: Kind = "constant") -> Neuron:
         """A neuron with this function in its ``fire``; see :func:`quantised`."""
-        return quantised(neuron, kind, self.mode == "learned", self.threshold is not None)
+        made = self._neurons.get((neuron.handle, kind))
+        if made is None:
+            made = quantised(neuron, kind, self.mode == "learned", self.threshold is not None)
+            self._neurons[neuron.handle, kind] = made
+        return made
+
+    def fit(self, neuron: Neuron) -> None:
+        """Make what calls of ``neuron`` will need, so that none is made while something is traced."""
+        needed: dict[Mode, Kind] = {"ema_sequence": "watched", "ema_step": "given"}
+        for kind in ("constant", *([needed[self.mode]] if self.mode in needed else [])):
+            self.neuron(neuron, kind)
+
+    def check_threshold(self, name: str, threshold: Value) -> None:
+        """Refuse another threshold than that of a neuron ``name`` which fires on its potential less that.
+
+        Raises:
+            ValueError: it is another one, differs from neuron to neuron, or is trained.
+        """
+        trained = isinstance(threshold, nn.Parameter)
+        known = not isinstance(threshold, Tensor) or threshold.device.type != "meta"
+        same = not known or bool((torch.as_tensor(threshold) == (self.threshold or 0.0)).all())
+        if trained or not same:
+            got = "one that is trained" if trained else f"{threshold!r}"
+            raise ValueError(
+                f"{name}: MultiBit(threshold={self.threshold}) counts its output in that threshold, the neuron's is "
+                f"{got}; give both the same number, with learn_threshold=False"
+            )
 
     def values(self) -> dict[str, Value]:
         """What that neuron reads besides the values of the one it is made of."""
@@ -376,14 +407,16 @@ def quantised(neuron: Neuron, kind: Kind, learn: bool, shifted: bool) -> Neuron:
 
 def _check_reset(neuron: Neuron) -> None:
     """Refuse a reset whose effect depends on more than the output."""
-    p = Values(**{one.name: one.probe() for one in neuron.parameters}, **dict.fromkeys(neuron.constants, 0.0))
 
     def after(v: float, s: float) -> Tensor:
+        p = Values(**{one.name: one.probe() for one in neuron.parameters}, **dict.fromkeys(neuron.constants, 0.0))
         states = tuple(torch.full((1,), v, dtype=torch.float64) for _ in neuron.states)
         return torch.cat(neuron.reset(states, torch.full((1,), s, dtype=torch.float64), p))
 
-    mixed = after(2.0, 2.0) - after(2.0, 1.0) - after(1.0, 2.0) + after(1.0, 1.0)
-    if bool((mixed.abs() > 1e-9).any()):
+    with apart():
+        mixed = after(2.0, 2.0) - after(2.0, 1.0) - after(1.0, 2.0) + after(1.0, 1.0)
+        linear = not bool((mixed.abs() > 1e-9).any())
+    if not linear:
         raise ValueError(
             f"{neuron.name}: its reset is meant for spikes of 0 and 1 (a hard reset), not for several levels; use a "
             "soft reset (snnTorch: reset_mechanism='subtract', SpikingJelly: v_reset=None)"

@@ -23,9 +23,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.neuron import Neuron, Tensors, Values, by_handle
+from ..core.neuron import Neuron, Tensors, Values, apart, by_handle
 from ..core.reference import Carry, settle
 from ..core.surrogate import KINDS, Spike, Surrogate
 
@@ -554,9 +554,7 @@ class _Root(torch.autograd.Function):
 
 def _trace_once(request: Request, which: Gradient | None, recorder: _Recorder) -> Graph:
     neuron = request.neuron
-    # Whatever mode the caller is in (no_grad, inference, fake tensors, the backward pass of a subclass of tensors),
-    # this is a computation of its own.
-    with _disable_current_modes(), torch._C._EnableTorchFunction(), torch.inference_mode(False), torch.enable_grad():
+    with apart():
         inputs, states = recorder.arguments("x_", neuron.inputs), recorder.arguments("u_", neuron.states)
         tensors = dict(zip(request.tensors, recorder.arguments("p_", request.tensors), strict=True))
         numbers = recorder.numbers("c_", request.numbers)

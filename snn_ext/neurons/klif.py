@@ -108,8 +108,11 @@ def write_back(k: Tensor, **leak: Value) -> None:
     """Put the parameter of ``"clamp"`` into its bounds: in place, outside the graph, after a forward.
 
     Goes through ``.data``: a step loop between two optimiser steps, where k is in its bounds
-    already, must not invalidate the graph it is building.
+    already, must not invalidate the graph it is building. Nothing is written under a torch.func transform, where
+    ``k`` is not the parameter.
     """
+    if torch._C._are_functorch_transforms_active():
+        return
     k.data.copy_(_clamped(k, **leak))
 
 

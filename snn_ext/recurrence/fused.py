@@ -83,6 +83,15 @@ def run_whole(
     weight: Tensor, history: Tensor, past: Past, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
 ) -> Result:
     """As :func:`run_blocks`, for a weight: one differentiable operation, forward and backward."""
+    if torch.compiler.is_compiling():
+        # What is traced of addresses holds for one shape only. Disabled here: as a decorator it imports the compiler.
+        return torch.compiler.disable(_whole)(weight, history, past, call, last, spike, inputs)
+    return _whole(weight, history, past, call, last, spike, inputs)
+
+
+def _whole(
+    weight: Tensor, history: Tensor, past: Past, call: sequence.Call, last: int, spike: Surrogate, inputs: Tensors
+) -> Result:
     middle = _middle(call, inputs[0], last)
     states, values, numbers = sequence.prepared(call, spike, inputs)
     started = tuple(isinstance(state, Tensor) for state in states)

@@ -37,6 +37,13 @@ def is_state(given: Tensor, hidden: Tensor) -> bool:
     return given.device.type != "meta" and given.layout == torch.strided and given.is_set_to(hidden)
 
 
+def zeros(hidden: Tensor) -> Tensor:
+    """A state of zeros in the place of ``hidden``."""
+    # What a torch.func transform left behind is dead: nothing can be made like it.
+    dead = not torch.compiler.is_compiling() and is_functorch_wrapped_tensor(hidden)
+    return torch.zeros(0) if dead else torch.zeros_like(hidden)
+
+
 class SequenceNeuron(SpikingNeuron):
     """What our snnTorch neurons share: states, one step, whole sequences.
 
@@ -54,6 +61,10 @@ class SequenceNeuron(SpikingNeuron):
     * ``state_quant`` acts once a step, on every state;
     * changing ``reset_mechanism``, or loading another one, takes effect;
     * the module is not kept alive by snnTorch's global list of instances.
+
+    A state that is written to after a reset counts: ``lif.mem = v``, ``lif.mem.fill_(v)``. What is written through
+    ``.data``, or in place to a state that was reset under ``torch.inference_mode()``, is not seen, and the next call
+    starts from zero: a write in place shows in the tensor's version only. There, assign.
 
     Args:
         threshold: firing threshold; a number, or a tensor ``[F]`` (per neuron) or ``[C, 1, 1]``
@@ -147,6 +158,8 @@ class SequenceNeuron(SpikingNeuron):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.state_names:
             self._fresh = False  # reset_mem says otherwise, afterwards
+        elif name == "spike_grad" and not isinstance(value, torch.nn.Module):
+            self.__dict__.get("_modules", {}).pop(name, None)  # torch lets only a module replace a MultiBit
         super().__setattr__(name, value)
 
     # ------------------------------------------------------------ what a neuron's class says
@@ -165,6 +178,8 @@ class SequenceNeuron(SpikingNeuron):
     # ------------------------------------------------------------ running
 
     def _forward(self, input_: Inputs, *states: Tensor | None) -> Any:
+        if self.step_mode is not True and self.step_mode is not False:
+            check_flag("step_mode", self.step_mode)
         return self.step(input_, *states) if self.step_mode else self.sequence(input_, *states)
 
     def step(self, input_: Inputs, *states: Tensor | None) -> Any:
@@ -307,7 +322,7 @@ class SequenceNeuron(SpikingNeuron):
             the state, or the tuple of states in the order of ``state_names``.
         """
         for name in self.state_names:
-            setattr(self, name, torch.zeros_like(getattr(self, name)))
+            setattr(self, name, zeros(getattr(self, name)))
         self._fresh = True
         states = tuple(getattr(self, name) for name in self.state_names)
         return states[0] if len(states) == 1 else states
@@ -362,6 +377,13 @@ class SequenceNeuron(SpikingNeuron):
         """Refuse values outside their domains, once the constructor has set them all."""
         with torch.no_grad():
             self._neuron().check_values(self._values())
+        self._check_levels()
+
+    def _check_levels(self) -> None:
+        """Refuse an output of several levels that does not go with the neuron."""
+        if isinstance(self.spike_grad, MultiBit):
+            self.spike_grad.fit(self._neuron())
+            self.spike_grad.check_threshold(type(self).__name__, self.threshold)
 
     def extra_repr(self) -> str:
         """Every value and option, tensors by shape."""
@@ -456,10 +478,6 @@ class LIF(SequenceNeuron):
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
         return self._forward(input_, mem)
 
-    def init_lif(self) -> Any:
-        """The same as :meth:`reset_mem`, under snnTorch's older name."""
-        return self.reset_mem()
-
 
 class KLIF(SequenceNeuron):
     r"""KLIF: a learnable slope ``k`` and a ReLU before the threshold (arXiv 2302.09238).
@@ -493,7 +511,10 @@ class KLIF(SequenceNeuron):
     :param scale_reset: reset on ``F / k`` (an option of SpikingJelly, not of the paper)
     :param relu: ``False`` leaves the ReLU out, for ablations
     :param k_constraint: ``None``; ``"clamp"`` reads k inside [1e-3, 1/beta] and writes it back there after each
-        forward; ``"softplus"`` stores log(exp(k) - 1) as the parameter
+        forward; ``"softplus"`` stores log(exp(k) - 1) as the parameter. The state_dict of a KLIF without it loads
+        strictly all the same and means another k, 1.70 where it was 1.5: build both alike, or put
+        ``torch.log(torch.expm1(k))`` into the parameter after loading. ``snn_ext.convert_state_dict`` refuses another
+        constraint only where it is given the other network, not its state_dict
     :param decay_input: scale the input by ``1 - beta``
 
     Inputs: \input_, mem_0
@@ -576,10 +597,6 @@ class KLIF(SequenceNeuron):
     def forward(self, input_: Tensor, mem: Tensor | None = None) -> Any:
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
         return self._forward(input_, mem)
-
-    def init_klif(self) -> Any:
-        """The same as :meth:`reset_mem`, under snnTorch's older name."""
-        return self.reset_mem()
 
 
 class _TwoCompartment(SequenceNeuron):
@@ -700,10 +717,6 @@ class LSTMLIF(_TwoCompartment):
 
     _feedback = "pre"
 
-    def init_lstmlif(self) -> Any:
-        """The same as :meth:`reset_mem`, under snnTorch's older name."""
-        return self.reset_mem()
-
 
 class TCLIF(_TwoCompartment):
     r"""TC-LIF as its authors' released code computes it (arXiv 2308.13250, AAAI 2024).
@@ -721,10 +734,6 @@ class TCLIF(_TwoCompartment):
     """
 
     _feedback = "post"
-
-    def init_tclif(self) -> Any:
-        """The same as :meth:`reset_mem`, under snnTorch's older name."""
-        return self.reset_mem()
 
 
 compat.install(SequenceNeuron)

@@ -16,7 +16,7 @@ from ..core.neuron import Value, check_flag, check_size, is_autocast, state_dtyp
 from ..core.reference import Result
 from ..recurrence import Block, check_block
 from ..sequence import DTYPES, check_inputs
-from .neurons import Inputs, SequenceNeuron, is_state
+from .neurons import Inputs, SequenceNeuron, is_state, zeros
 
 __all__ = ["ASRC", "SRC", "AdaptiveSkipRecurrent", "SkipRecurrent"]
 
@@ -210,6 +210,7 @@ class _Recurrent(SequenceNeuron):
     def _run(
         self, inputs: tuple[Any, ...], states: Sequence[Any], history: Tensor | None, single: bool, trace: bool
     ) -> tuple[Result, Tensor]:
+        connection.tell_of_hooks(self.neuron)
         neuron = self.neuron._neuron()
         inputs = check_inputs(neuron, inputs, axes=1 if single else 2)
         output, *rest, latest = connection.run(
@@ -350,7 +351,7 @@ class _Recurrent(SequenceNeuron):
         """
         self.neuron.reset_mem()
         first = self.state_names[0]
-        setattr(self, first, torch.zeros_like(getattr(self, first)))
+        setattr(self, first, zeros(getattr(self, first)))
         self._fresh = True
         return tuple(getattr(self, name) for name in self.state_names)
 
@@ -398,7 +399,8 @@ class SkipRecurrent(_Recurrent):
 
     What the module does not have itself is the neuron's, to read and to set: ``module.mem``, ``module.init_hidden``,
     ``module.backend``. Put hooks on the module: a neuron of this package is not called itself, its equations run with
-    the connection. One of snnTorch or of yours is called, step by step, also in :meth:`sequence`.
+    the connection; hooks on it do not run, and the log says so. One of snnTorch or of yours is called, step by step,
+    also in :meth:`sequence`.
 
     Example::
 

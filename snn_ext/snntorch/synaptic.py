@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import layer
 from ..core.neuron import Value, check_flag, own_tensor
-from ..core.quantize import Mode
+from ..core.quantize import Mode, MultiBit
 from ..core.reference import Result
 from ..layer import Drive, Norm
 from ..neurons.gated_synaptic import effective_decay, gated_synaptic, synaptic
@@ -74,6 +74,11 @@ class _Synaptic(SequenceNeuron):
             )
         return {"reset_decay": self.reset_decay}
 
+    def _check_levels(self) -> None:
+        # It hands over its potential, and takes off what it emitted: the threshold is only a shift.
+        if isinstance(self.spike_grad, MultiBit):
+            self.spike_grad.fit(self._neuron())
+
     def _values(self) -> dict[str, Value]:
         return {"alpha": self.alpha, "mask": 1.0, "v_threshold": self.threshold}
 
@@ -98,7 +103,8 @@ class SynapticLIF(_Synaptic):
     :param spike_grad: ``None`` for the multi-bit function of the four arguments below; else see
         :class:`SequenceNeuron`, as all further parameters. ``reset_mechanism`` can only be ``"subtract"``: what
         was emitted is taken off. ``surrogate_disable`` is for a binary ``spike_grad``
-    :param learn_beta: make ``beta`` a parameter
+    :param learn_beta: make ``beta`` a parameter: off, as in snnTorch's neurons; ``SynapticLIFNode`` of the SpikingJelly
+        face trains it unless told not to, as the released code does
     :param levels: output levels on either side of zero; 2 with ``dead_zone=0`` for binary spikes, ``None`` for an
         output that is not quantised
     :param dead_zone: the largest code that is silenced
@@ -172,11 +178,9 @@ class SynapticLIF(_Synaptic):
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
         return self._forward(input_, syn, mem)
 
-    def init_synapticlif(self) -> Any:
-        """The same as :meth:`reset_mem`, under snnTorch's older name."""
+    def init_synaptic(self) -> Any:
+        """The same as :meth:`reset_mem`, as a network calls it that was written with ``snntorch.Synaptic``."""
         return self.reset_mem()
-
-    init_synaptic = init_synapticlif  # as a network calls it that was written with snntorch.Synaptic
 
 
 class GatedSynaptic(_Synaptic):
@@ -259,10 +263,6 @@ class GatedSynaptic(_Synaptic):
         """One step, or a sequence with ``step_mode=False``; see :meth:`step` and :meth:`sequence`."""
         return self._forward((gate, candidate), syn, mem)
 
-    def init_gatedsynaptic(self) -> Any:
-        """The same as :meth:`reset_mem`, under snnTorch's older name."""
-        return self.reset_mem()
-
 
 class _Layer(_Synaptic):
     """A layer with its weights; a recurrent one has its last output ``spk`` as its first state."""
@@ -312,6 +312,7 @@ class _Layer(_Synaptic):
 
     def _check(self) -> None:
         self._neuron().check_values({**self._values(), "mask": 1.0})
+        self._check_levels()
 
     def _advance(self, x: Inputs, states: tuple[Any, ...], single: bool, trace: bool = False) -> Result:
         if not isinstance(x, Tensor) or x.dim() != (2 if single else 3):
@@ -349,7 +350,8 @@ class SynapticLayer(_Layer):
     :param beta: decay of the synaptic current; ``None`` for 1 in each neuron, as the released code starts it
     :param learn_beta: make ``beta`` a parameter. :func:`snn_ext.training.clamp_after_step` keeps it in [0, 1]
     :param norm: ``"batch"``, or ``None`` for a bias
-    :param dropout: probability of a dropped neuron, one mask for a whole sequence; 0.2 in the released code
+    :param dropout: probability of a dropped neuron, one mask for a whole sequence; 0.2 in the released code. It is
+        drawn anew after ``reset_mem`` only: zeros of your own continue the last sequence
 
     The others as for :class:`SynapticLIF`.
 
@@ -432,7 +434,8 @@ class GatedSynapticLayer(_Layer):
     :param recurrent: ``False`` for v1, ``True`` for v2, which has half the weights of an LSTM
     :param norm: ``"batch"``, or ``None`` for a bias
     :param dropout: probability of a dropped neuron, one mask for a whole sequence, on the new part of the current;
-        0.2 in the released code
+        0.2 in the released code. It is drawn anew after ``reset_mem`` only: zeros of your own continue the
+        last sequence
 
     The others as for :class:`SynapticLIF`.
 

@@ -171,7 +171,9 @@ class HostNode(neuron.BaseNode):
         return tuple(map(spread, states, chain(self._memories_rv.values(), repeat(None))))
 
     def single_step_functional_forward(self, inputs: Sequence[Tensor], states: _States) -> _Output:
-        """One step ``[N, *]`` with explicit states: ``((spikes,), states)``; pure.
+        """One step ``[N, *]`` with explicit states: ``((spikes,), states)``; the hidden ones stay.
+
+        Pure, but for what a layer in training moves: averages of its norm, its range and its dropout mask.
 
         Raises:
             ValueError, TypeError: an input or a state that does not fit.

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .. import sequence
 from ..core import surrogate
 from ..core.neuron import Neuron, Value, as_float, check_flag, described, own_tensor
+from ..core.quantize import MultiBit
 from ..core.reference import Result
 from ..neurons.klif import Constraint, effective_k, klif, raw_k, write_back
 from ..neurons.lif import lif
@@ -141,8 +142,15 @@ class Node(HostNode):
         """The end of every constructor: check the values, register the states besides ``v``."""
         with torch.no_grad():
             self.neuron.check_values(self._values())
+        self._check_levels()
         for name in self.neuron.states[1:]:
             self.register_memory(name, 0.0)
+
+    def _check_levels(self) -> None:
+        """Refuse an output of several levels that does not go with the neuron."""
+        if isinstance(self.surrogate_function, MultiBit):
+            self.surrogate_function.fit(self.neuron)
+            self.surrogate_function.check_threshold(type(self).__name__, self.v_threshold)
 
     def extra_repr(self) -> str:
         """Every value and option, tensors by shape."""
@@ -215,12 +223,15 @@ class KLIFNode(Node):
         k_constraint: ``None``; ``"clamp"`` writes ``k`` back into
             :func:`~snn_ext.neurons.klif.k_bounds` after each forward that uses the hidden states (a
             functional forward reads it clamped and writes nothing); ``"softplus"`` trains the inverse
-            softplus of k, which keeps it > 0.
+            softplus of k, which keeps it > 0. The state_dict of a KLIFNode without it loads strictly all the
+            same and means another k, 1.70 where it was 1.5: build both alike, or put
+            ``torch.log(torch.expm1(k))`` into the parameter after loading. ``snn_ext.convert_state_dict``
+            refuses another constraint only where it is given the other network, not its state_dict.
         k: initial value; a number (one k per layer), or a tensor ``[F]`` (per neuron) or
             ``[C, 1, 1]`` (per channel), which is cloned.
 
     Attributes:
-        k: the trained parameter.
+        k: the trained parameter; with ``"softplus"`` not k itself.
     """
 
     _make = staticmethod(klif)

@@ -195,6 +195,7 @@ class _Container(layer.ElementWiseRecurrentContainer):
         if node is None:
             output, y, after = self._run_foreign(inputs[0], y, rest, keep)
             return Result(output[0].clone() if single else output, (y, *after))
+        connection.tell_of_hooks(node)
         result = connection.run(
             node.neuron,
             inputs,
@@ -280,7 +281,7 @@ class SkipRecurrentContainer(_Container):
     before the first step.
 
     A node of this package runs the whole sequence at once in step mode "m", fused where it can be. Its own
-    forward is not called then, so hooks on it do not run; hooks on the container do, and the node's
+    forward is not called then, so hooks on it do not run (the log says so); hooks on the container do, and the node's
     ``store_v_seq`` works. Any other single-step module is called step by step.
 
     The host's utilities (``reset_net``, ``set_step_mode``, ``detach_net``, ``to_functional_forward``) work as

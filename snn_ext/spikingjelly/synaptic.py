@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import layer
 from ..core.neuron import Value, check_flag, own_tensor
-from ..core.quantize import Mode
+from ..core.quantize import Mode, MultiBit
 from ..core.reference import Result
 from ..layer import Drive, Norm
 from ..neurons.gated_synaptic import effective_decay, gated_synaptic, synaptic
@@ -52,6 +52,11 @@ class _SynapticNode(Node):
     def _values(self) -> dict[str, Value]:
         return {"alpha": self.alpha, "mask": 1.0, "v_threshold": self.v_threshold}
 
+    def _check_levels(self) -> None:
+        # It hands over its potential, and takes off what it emitted: the threshold is only a shift.
+        if isinstance(self.surrogate_function, MultiBit):
+            self.surrogate_function.fit(self.neuron)
+
 
 class SynapticLIFNode(_SynapticNode):
     """The current-based LIF with several output levels: the baseline of Ponghiran and Roy (arXiv 2109.01905).
@@ -63,7 +68,8 @@ class SynapticLIFNode(_SynapticNode):
     Args:
         beta: decay of the synaptic current in [0, 1]; a number, or a tensor ``[F]`` or ``[C, 1, 1]``, which is
             cloned. Clamped when it is learned. The released code starts it at 1, one per neuron.
-        learn_beta: whether ``beta`` is a parameter.
+        learn_beta: whether ``beta`` is a parameter: on, as in the released code; ``SynapticLIF`` of the snnTorch
+            face trains it only when asked to.
         v_threshold: taken off the membrane potential before the output function sees it; 0 for the multi-bit
             function, whose threshold is ``(dead_zone + 1) range / (levels (1 - 1e-4))``.
         surrogate_function: ``None`` for the multi-bit function of the next four arguments; a
@@ -197,6 +203,7 @@ class _Layer(_SynapticNode):
     def _complete(self) -> None:
         with torch.no_grad():
             self.neuron.check_values({**self._values(), "mask": 1.0})
+        self._check_levels()
         for name in (*self.neuron.states[1:], *(("s",) if self.drive.weight_hh is not None else ())):
             self.register_memory(name, 0.0)
 
@@ -251,7 +258,8 @@ class SynapticLayer(_Layer):
         hidden_size: H.
         beta: decay of the synaptic current; ``None`` for 1 in each neuron, as the released code starts it.
         norm: ``"batch"``, or ``None`` for a bias.
-        dropout: probability of a dropped neuron, one mask for a whole sequence; 0.2 in the released code.
+        dropout: probability of a dropped neuron, one mask for a whole sequence; 0.2 in the released code. It is drawn
+            anew after ``reset_net``, and where states are numbers or ``None``; tensors continue the last one.
 
     The others as for :class:`SynapticLIFNode`. :func:`snn_ext.training.clamp_after_step` keeps a learned
     ``beta`` in [0, 1].
@@ -321,7 +329,8 @@ class GatedSynapticLayer(_Layer):
         recurrent: ``False`` for v1, ``True`` for v2, which has half the weights of an LSTM.
         norm: ``"batch"``, or ``None`` for a bias.
         dropout: probability of a dropped neuron, one mask for a whole sequence, on the new part of the
-            current; 0.2 in the released code.
+            current; 0.2 in the released code. It is drawn anew after ``reset_net``, and where states are numbers
+            or ``None``; tensors continue the last one.
 
     The others as for :class:`SynapticLIFNode`.
     """

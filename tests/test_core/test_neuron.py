@@ -1,5 +1,6 @@
 """The description of a neuron: what it refuses, and what can be done with it."""
 
+import contextlib
 import copy
 import math
 import pickle
@@ -7,11 +8,14 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 import torch
-from support import CASES, PUBLISHED, random_case, run
+from support import CASES, PUBLISHED, identical, random_case, run
+from torch._subclasses import FakeTensorMode
+from torch.utils.checkpoint import checkpoint
 
 from snn_ext import sequence
 from snn_ext.core import surrogate
 from snn_ext.core.neuron import Neuron, Parameter, factory
+from snn_ext.core.quantize import quantised
 from snn_ext.neurons import CATALOGUE, klif, lif, lstm_lif
 
 
@@ -272,3 +276,36 @@ def test_kernels_leave_observers_out_of_the_backward_pass(carry, trace):
         assert torch.allclose(one, other, rtol=1e-6, atol=1e-6)
     for one, other in zip(found[1], found[2], strict=True):
         assert torch.equal(one, other)
+
+
+def anomaly():
+    """Anomaly detection; it warns that it is slow."""
+    return torch.autograd.set_detect_anomaly(True)
+
+
+@pytest.mark.parametrize(
+    "mode", [torch.inference_mode, torch.no_grad, FakeTensorMode, anomaly], ids=lambda m: m.__name__
+)
+def test_made_and_traced_in_any_mode(mode):
+    with mode():
+        neuron = replace(lif("beta", False, "soft"), name=f"LIF in {mode.__name__}")
+        quantised(neuron, "watched", True, False)
+    values = dict.fromkeys(neuron.value_names, 0.5)
+    x = torch.rand(3, 2, requires_grad=True)
+    context = contextlib.nullcontext if mode is FakeTensorMode else mode
+    with context():
+        sequence.run(neuron, x, None, values, spike=surrogate.triangle(), backend="cpu")
+    sequence.run(neuron, x, None, values, spike=surrogate.triangle(), backend="cpu").output.sum().backward()
+    assert x.grad.any()
+
+
+def test_traced_inside_a_checkpoint():
+    neuron = replace(lif("beta", False, "soft"), name="LIF in a checkpoint")
+    x = torch.rand(3, 2, requires_grad=True)
+
+    def outputs(x):
+        values = dict.fromkeys(neuron.value_names, 0.5)
+        return sequence.run(neuron, x, None, values, spike=surrogate.triangle(), backend="cpu").output
+
+    (found,) = torch.autograd.grad(checkpoint(outputs, x, use_reentrant=False).sum(), x)
+    assert identical(found, *torch.autograd.grad(outputs(x).sum(), x))

@@ -10,11 +10,12 @@ import weakref
 import pytest
 import snntorch as snn
 import torch
-from snntorch import SpikingNeuron
+from snntorch import SpikingNeuron, utils
 from torch import nn
 
 import snn_ext.snntorch as face
 from snn_ext.core import surrogate
+from snn_ext.core.quantize import MultiBit
 from snn_ext.kernels import MACHINES
 from snn_ext.neurons import BINARY
 from snn_ext.sequence import BackendUnavailable
@@ -138,7 +139,7 @@ def test_return_values(cls):
 
 
 @every_class
-def test_reset_mem_and_its_alias(cls):
+def test_reset_mem_and_the_hosts_names_for_it(cls):
     module = make(cls)
     module(currents(4, 3))
     states = module.reset_mem()
@@ -147,8 +148,8 @@ def test_reset_mem_and_its_alias(cls):
     for name, state in zip(cls.state_names, states, strict=True):
         assert state is getattr(module, name)
         assert state.shape == (4, 3) and not state.any() and state.grad_fn is None
-    alias = getattr(module, f"init_{cls.__name__.lower()}")
-    assert len(cls.state_names) == 1 or len(alias()) == len(cls.state_names)
+    again = module.init_leaky() if len(states) == 1 else module.init_synaptic()
+    assert len(states) == 1 or len(again) == len(states)
 
 
 @every_class
@@ -481,7 +482,49 @@ def test_one_step_compiles_without_a_graph_break(cls):
     assert all(torch.equal(a, b) for a, b in zip(expected, got, strict=True))
 
 
+@every_class
+def test_gradients_of_single_samples(cls):
+    # Afterwards the states are those of a transform that is over.
+    options = {"k_constraint": "clamp"} if cls is KLIF else {}
+    net = nn.Sequential(nn.Linear(3, 4), make(cls, init_hidden=True, step_mode=False, **options))
+    x, own = 4 * currents(20, 2, 3), dict(net.named_parameters())
+
+    def loss(parameters, sample):
+        return torch.func.functional_call(net, parameters, (sample[:, None],)).square().sum()
+
+    for _ in range(2):
+        found = torch.func.vmap(torch.func.grad(loss), (None, 1))(own, x)
+        utils.reset(net)
+        for n in range(2):
+            wanted = torch.autograd.grad(loss(own, x[:, n]), list(own.values()), allow_unused=True)
+            utils.reset(net)
+            for name, gradient in zip(own, wanted, strict=True):
+                if gradient is not None:
+                    torch.testing.assert_close(found[name][n], gradient)
+    assert any(gradient.any() for gradient in found.values())
+
+
+@every_class
+def test_a_spike_function_of_several_levels_gives_way(cls):
+    module, expected = make(cls), make(cls)
+    kept = module.spike_grad
+    module.spike_grad = MultiBit(4, 0, threshold=1.0, mode="fixed")
+    assert len(module.sequence(currents(9, 4, 3))[0].unique()) > 2
+    module.reset_mem()
+    module.spike_grad = kept
+    assert torch.equal(module.sequence(currents(9, 4, 3))[0], expected.sequence(currents(9, 4, 3))[0])
+    assert [*module.state_dict()] == [*expected.state_dict()]
+
+
 # ---------------------------------------------------------------- errors
+
+
+@every_class
+def test_the_other_host_s_step_mode_is_refused(cls):
+    module = make(cls)
+    module.step_mode = "m"
+    with pytest.raises(TypeError, match="step_mode must be True or False, got 'm'"):
+        module(currents(4, 3))
 
 
 def bad_calls(cls):

@@ -23,6 +23,7 @@ from snntorch.functional import probe, quant, stdp_learner
 from support import identical
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
+from torch.utils.checkpoint import checkpoint
 
 from snn_ext.snntorch import KLIF, LIF, LSTMLIF, TCLIF, SkipRecurrent, SynapticLIF
 
@@ -483,3 +484,26 @@ def test_a_sequence_in_one_call():
         assert SF.accuracy_rate(spk, label) == SF.accuracy_rate(spk_seq, label)
         SF.mse_membrane_loss()(mem_seq, label).backward()
     assert whole[0].weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("make", [ONE["LIF"], LSTMLIF], ids=["LIF", "LSTM-LIF"])
+def test_parts_that_are_checkpointed(make, backend):
+    """With the states in the caller's hands, the first ones zeros, as the guide says."""
+    lif = make(init_hidden=False, step_mode=False, backend=backend)
+    leaf = torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)).mul_(2).requires_grad_()
+    weight = torch.linspace(-1, 1, leaf.numel()).view_as(leaf)
+
+    def gradients(call):
+        lif.reset_mem()
+        states: list[Tensor] = [torch.zeros(4, 5) for _ in lif.state_names]
+        parts = []
+        for part in leaf.split(6):
+            spk, *states = call(part, *states)
+            parts.append(spk)
+        return torch.autograd.grad((torch.cat(parts) * weight).sum(), [leaf, *lif.parameters()])
+
+    wanted = gradients(lif)
+    found = gradients(lambda *given: checkpoint(lif, *given, use_reentrant=False))
+    assert all(identical(one, two) for one, two in zip(found, wanted, strict=True))
+    assert all(one.any() for one in wanted)

@@ -712,7 +712,7 @@ def test_backprop_trains_as_the_loop_by_hand(name, connection, last, algorithm, 
 
 
 @pytest.mark.filterwarnings("ignore:The module snntorch.backprop:DeprecationWarning")
-@pytest.mark.parametrize("connection", ["span 1", "span 3", "soft"])
+@pytest.mark.parametrize("connection", ["span 1", "soft"])
 def test_backprop_with_time_varying_input(connection):
     from snntorch import backprop
 
@@ -884,6 +884,41 @@ def test_one_step_compiles_without_a_graph_break():
     with torch.no_grad():
         for x in data("LSTMLIF", 4, BATCH, dtype=torch.float32)[0]:
             close(compiled(x), expected(x), 1e-6)
+
+
+# Both come from torch.compile itself: it makes a Function's context, and looks at .grad of the states.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("connection", ["span 1", "soft"])
+def test_a_compiled_sequence_may_have_another_length_and_batch(connection):
+    torch.compiler.reset()
+    module = make("LIF", connection, torch.float32, backend="cpu", init_hidden=True, step_mode=False)
+    expected = copy.deepcopy(module)
+    compiled = torch.compile(module, backend="aot_eager")
+    for steps, batch in ((7, 5), (6, 3)):
+        results = []
+        for run, net in ((compiled, module), (expected, expected)):
+            (x,) = data("LIF", steps, batch, dtype=torch.float32)
+            utils.reset(net)
+            output = run(x.requires_grad_())
+            results += [[output, *torch.autograd.grad((output * x).sum(), [x, *net.parameters()])]]
+        assert results[1][0].any()
+        assert all(map(identical, *results))
+
+
+def test_an_exported_program_has_no_learned_span():
+    module = make("LIF", "hard", torch.float32, init_hidden=True).eval()
+    with pytest.raises(Exception, match=r"an exported program has one span.*lags\.span\(\)"):
+        torch.export.export(module, data("LIF", BATCH, dtype=torch.float32), strict=False)
+
+
+def test_hooks_on_a_neuron_that_is_not_called_are_told_of_once(caplog):
+    module, calls = make("LIF", "span 3"), []
+    module.neuron.register_forward_hook(lambda *of: calls.append(of))
+    for _ in range(2):
+        module.sequence(*data("LIF", STEPS, BATCH))
+    (told,) = caplog.messages
+    assert "hooks on a LIF inside a skip recurrent layer do not run" in told and not calls
 
 
 @pytest.mark.parametrize("connection", ["span 1", "span 3", "hard"])

@@ -255,7 +255,7 @@ def parts(layer):
 
 
 @every_kind
-def test_reset_mem_utils_reset_and_the_older_name(kind):
+def test_reset_mem_utils_reset_and_the_host_s_name_for_it(kind):
     module = make(kind, init_hidden=True).eval()
     x = data(kind, 9, 3)
     runs = []
@@ -265,7 +265,7 @@ def test_reset_mem_utils_reset_and_the_older_name(kind):
         runs.append(sequence(module, x))
     assert torch.equal(runs[0], runs[1]) and torch.equal(runs[0], runs[2])
     assert states(module)["mem"].shape == (3, HIDDEN)
-    returned = getattr(module, f"init_{kind.lower()}" if kind in CELLS else "reset_mem")()
+    returned = module.init_synaptic() if kind == "SynapticLIF" else module.reset_mem()
     assert all(one is two for one, two in zip(returned, states(module).values(), strict=True))
 
 
@@ -688,12 +688,32 @@ def test_a_lif_of_several_levels_takes_off_what_it_emitted():
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("mode", ["fixed", "learned", "ema_sequence", "ema_step"])
 def test_a_hard_reset_with_several_levels_is_refused(name, mode):
-    module = OTHERS[name](spike_grad=MultiBit(mode=mode, threshold=1.0), reset_mechanism="zero")
+    with pytest.raises(ValueError, match="hard reset"):
+        OTHERS[name](spike_grad=MultiBit(mode=mode, threshold=1.0), reset_mechanism="zero")
+    module = OTHERS[name](spike_grad=MultiBit(mode=mode, threshold=1.0))
+    module.reset_mechanism = "zero"
     before = everything(module)
     for call in (module.step, lambda x: module.sequence(x[None])):
         with pytest.raises(ValueError, match=r"hard reset.*reset_mechanism='subtract'"):
             call(torch.ones(2, 3))
     assert unchanged(module, before)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_several_levels_are_counted_in_the_neuron_s_threshold(name):
+    OTHERS[name](spike_grad=MultiBit(threshold=0.5), threshold=0.5)
+    for settings, threshold in (({}, None), ({"threshold": 0.5}, 1.0), ({"learn_threshold": True}, 1.0)):
+        with pytest.raises(ValueError, match=f"MultiBit\\(threshold={threshold}\\).*learn_threshold=False"):
+            OTHERS[name](spike_grad=MultiBit(threshold=threshold), **settings)
+
+
+def test_several_levels_are_compiled_into_one_graph():
+    torch.compiler.reset()
+    SynapticLIF(0.5)  # equal options: nothing that it made may be needed
+    module, expected = (SynapticLIF(0.5, init_hidden=True, reset_decay=True, levels=9) for _ in range(2))
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for x in torch.rand(3, 2, 4):
+        assert torch.equal(compiled(x), expected(x))
 
 
 # ---------------------------------------------------------------- errors

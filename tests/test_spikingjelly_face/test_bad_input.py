@@ -206,3 +206,8 @@ def test_bad_klif_options():
         KLIFNode(k=-1.0, k_constraint="softplus")
     with pytest.raises(TypeError, match="relu must be True or False"):
         KLIFNode(relu=1)
+
+
+def test_what_follows_a_network_symbolically_is_sent_on():
+    with pytest.raises(TypeError, match=r"got Proxy.*snn_ext\.nir\.export_to_nir"):
+        torch.fx.Tracer().trace(torch.nn.Sequential(LIFNode()))

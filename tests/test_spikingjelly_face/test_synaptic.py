@@ -652,12 +652,23 @@ def test_other_nodes_take_several_levels(name, mode, backend):
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("mode", ["fixed", "learned", "ema_sequence", "ema_step"])
 def test_a_hard_reset_with_several_levels_is_refused(name, mode):
-    node = OTHERS[name](v_reset=0.0, surrogate_function=MultiBit(mode=mode, threshold=1.0))
+    with pytest.raises(ValueError, match="hard reset"):
+        OTHERS[name](v_reset=0.0, surrogate_function=MultiBit(mode=mode, threshold=1.0))
+    node = OTHERS[name](v_reset=None, surrogate_function=MultiBit(mode=mode, threshold=1.0))
+    node.v_reset = 0.0
     before = everything(node)
     for run, x in ((loop, torch.ones(1, 2, 3)), (sequence, torch.ones(2, 2, 3))):
         with pytest.raises(ValueError, match=r"hard reset.*v_reset=None"):
             run(node, (x,))
     assert same(everything(node), before)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_several_levels_are_counted_in_the_neuron_s_threshold(name):
+    OTHERS[name](v_reset=None, v_threshold=0.5, surrogate_function=MultiBit(threshold=0.5))
+    for settings, threshold in (({}, None), ({"v_threshold": 0.5}, 1.0)):
+        with pytest.raises(ValueError, match=f"MultiBit\\(threshold={threshold}\\).*give both the same number"):
+            OTHERS[name](v_reset=None, surrogate_function=MultiBit(threshold=threshold), **settings)
 
 
 # ---------------------------------------------------------------- errors
