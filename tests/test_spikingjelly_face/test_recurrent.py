@@ -863,9 +863,9 @@ def test_a_child_that_was_set_to_m_later_is_refused():
 
 def test_hooks_on_a_node_that_is_not_called_are_told_of_once(caplog):
     net = src("LIF", step_mode="m")
-    with monitor.OutputMonitor(net, LIFNode) as seen:
-        for _ in range(2):
-            net(*inputs_of("LIF"))
+    seen = monitor.OutputMonitor(net, LIFNode)
+    for _ in range(2):
+        net(*inputs_of("LIF"))
     (told,) = caplog.messages
     assert "hooks on a LIFNode inside a skip recurrent layer do not run" in told and not seen.records
 
