@@ -906,6 +906,7 @@ def test_a_compiled_sequence_may_have_another_length_and_batch(connection):
         assert all(map(identical, *results))
 
 
+@fails_on_torch_2_6("torch.export of torch 2.6 says it in its own words")
 def test_an_exported_program_has_no_learned_span():
     module = make("LIF", "hard", torch.float32, init_hidden=True).eval()
     with pytest.raises(Exception, match=r"an exported program has one span.*lags\.span\(\)"):
