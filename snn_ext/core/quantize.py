@@ -142,8 +142,8 @@ class MultiBit(nn.Module):
         momentum: of the averages; 0.1 in the released code.
         threshold: for neurons that fire on the potential less a threshold and take that threshold off at
             a reset (LIF, KLIF, LSTM-LIF): their threshold. The output is then counted in it, so that the
-            reset takes off what was emitted; their modules refuse another. ``None`` for a neuron that hands over the potential
-            itself and takes off the output (:mod:`snn_ext.neurons.gated_synaptic`).
+            reset takes off what was emitted; their modules refuse another. ``None`` for a neuron that hands
+            over the potential itself and takes off the output (:mod:`snn_ext.neurons.gated_synaptic`).
 
     Under DistributedDataParallel ``"ema_sequence"`` takes the extremes over all processes, once a call;
     ``"ema_step"`` does not, and warns.
