@@ -244,7 +244,7 @@ def compare(
         curves.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
         for figure, kind in ((scores, "scores"), (curves, "curves")):
             paths.append(out / f"{name}_{kind}.png")
-            figure.savefig(paths[-1])
+            figure.savefig(paths[-1], bbox_inches="tight")  # a title may be wider than its axes
     return paths
 
 
