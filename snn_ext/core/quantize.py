@@ -233,26 +233,29 @@ class MultiBit(nn.Module):
             self._neurons[neuron.handle, kind] = made
         return made
 
-    def fit(self, neuron: Neuron) -> None:
-        """Make what calls of ``neuron`` will need, so that none is made while something is traced."""
-        needed: dict[Mode, Kind] = {"ema_sequence": "watched", "ema_step": "given"}
-        for kind in ("constant", *([needed[self.mode]] if self.mode in needed else [])):
-            self.neuron(neuron, kind)
+    def fit(self, neuron: Neuron, threshold: Value | None = None) -> None:
+        """Refuse a neuron that this does not go with, and make what its calls will need: none may be made in a trace.
 
-    def check_threshold(self, name: str, threshold: Value) -> None:
-        """Refuse another threshold than that of a neuron ``name`` which fires on its potential less that.
+        Args:
+            neuron: the equations.
+            threshold: of a neuron that fires on its potential less that and takes it off: a number, or a tensor that
+                broadcasts against a step. ``None`` for one that hands over its potential.
 
         Raises:
-            ValueError: it is another one, differs from neuron to neuron, or is trained.
+            ValueError: its reset is not linear in the output; its threshold is another than this one's, differs
+                from neuron to neuron, or is trained.
         """
+        for kind in ("constant", *_WHILE_TRAINING.get(self.mode, ())):
+            self.neuron(neuron, kind)
+        if threshold is None:
+            return
         trained = isinstance(threshold, nn.Parameter)
-        known = not isinstance(threshold, Tensor) or threshold.device.type != "meta"
-        same = not known or bool((torch.as_tensor(threshold) == (self.threshold or 0.0)).all())
-        if trained or not same:
+        unknown = isinstance(threshold, Tensor) and threshold.device.type == "meta"
+        if trained or not unknown and not bool((torch.as_tensor(threshold) == (self.threshold or 0.0)).all()):
             got = "one that is trained" if trained else f"{threshold!r}"
             raise ValueError(
-                f"{name}: MultiBit(threshold={self.threshold}) counts its output in that threshold, the neuron's is "
-                f"{got}; give both the same number, with learn_threshold=False"
+                f"{neuron.name}: MultiBit(threshold={self.threshold}) counts its output in that threshold, the "
+                f"neuron's is {got}; give both the same number, with learn_threshold=False"
             )
 
     def values(self) -> dict[str, Value]:
@@ -331,6 +334,7 @@ def _warn_per_process() -> None:
 # ---------------------------------------------------------------- neurons with it
 
 Kind = Literal["constant", "watched", "given"]
+_WHILE_TRAINING: dict[Mode, tuple[Kind, ...]] = {"ema_sequence": ("watched",), "ema_step": ("given",)}
 
 
 def _emit(x: Tensor, reach: Any, levels: Any, dead_zone: Any, unit: Any, learn: bool) -> Tensor:

@@ -382,8 +382,7 @@ class SequenceNeuron(SpikingNeuron):
     def _check_levels(self) -> None:
         """Refuse an output of several levels that does not go with the neuron."""
         if isinstance(self.spike_grad, MultiBit):
-            self.spike_grad.fit(self._neuron())
-            self.spike_grad.check_threshold(type(self).__name__, self.threshold)
+            self.spike_grad.fit(self._neuron(), self.threshold)
 
     def extra_repr(self) -> str:
         """Every value and option, tensors by shape."""

@@ -149,8 +149,7 @@ class Node(HostNode):
     def _check_levels(self) -> None:
         """Refuse an output of several levels that does not go with the neuron."""
         if isinstance(self.surrogate_function, MultiBit):
-            self.surrogate_function.fit(self.neuron)
-            self.surrogate_function.check_threshold(type(self).__name__, self.v_threshold)
+            self.surrogate_function.fit(self.neuron, self.v_threshold)
 
     def extra_repr(self) -> str:
         """Every value and option, tensors by shape."""

@@ -712,7 +712,7 @@ def test_backprop_trains_as_the_loop_by_hand(name, connection, last, algorithm, 
 
 
 @pytest.mark.filterwarnings("ignore:The module snntorch.backprop:DeprecationWarning")
-@pytest.mark.parametrize("connection", ["span 1", "soft"])
+@pytest.mark.parametrize("connection", ["span 1", "span 3", "soft"])
 def test_backprop_with_time_varying_input(connection):
     from snntorch import backprop
 

@@ -711,7 +711,6 @@ def test_several_levels_are_counted_in_the_neuron_s_threshold(name):
 @fails_on_torch_2_6()
 def test_several_levels_are_compiled_into_one_graph():
     torch.compiler.reset()
-    SynapticLIF(0.5)  # equal options: nothing that it made may be needed
     module, expected = (SynapticLIF(0.5, init_hidden=True, reset_decay=True, levels=9) for _ in range(2))
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     for x in torch.rand(3, 2, 4):
