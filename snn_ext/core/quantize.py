@@ -251,7 +251,7 @@ class MultiBit(nn.Module):
             return
         trained = isinstance(threshold, nn.Parameter)
         unknown = isinstance(threshold, Tensor) and threshold.device.type == "meta"
-        if trained or not unknown and not bool((torch.as_tensor(threshold) == (self.threshold or 0.0)).all()):
+        if trained or (not unknown and not bool((torch.as_tensor(threshold) == (self.threshold or 0.0)).all())):
             got = "one that is trained" if trained else f"{threshold!r}"
             raise ValueError(
                 f"{neuron.name}: MultiBit(threshold={self.threshold}) counts its output in that threshold, the "
