@@ -11,6 +11,8 @@ from typing import Any
 
 PARTS = ("neurons", "layers", "recurrent", "networks", "scaling")
 """Of the speed command; here too, so that --help does not import torch."""
+MANY_RUNS = ("memory", "digits_784")
+"""The experiments that take a device and run several at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -46,15 +48,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, metavar="FOLDER", help="pictures of an experiment; checkpoints and logs of a recipe")
     add("--data", dest="data_path", type=Path, metavar="PATH", help="where the data set is (the cache)")
     add("--quick", action="store_true", help="very short, to see that it runs; no result")
+    add("--device", help="such as cpu or cuda (a recipe: cuda where there is one; memory, digits_784: cpu)")
     experiment = accuracy.add_argument_group("only with --experiment").add_argument
     experiment("--budget", type=float, metavar="HOURS", help="start no run after so many, of one core (the plan's)")
+    experiment("--jobs", type=_positive, metavar="N", help="so many runs at once (1); memory, digits_784")
     recipe = accuracy.add_argument_group("only with --recipe").add_argument
     recipe("--task", metavar="NAME", help="a data set of the recipe; --recipe alone lists them")
     recipe("--network", metavar="NAME", help="a network of the task, where there are several")
     recipe("--host", choices=("snntorch", "spikingjelly"), help="default: the one installed, snnTorch first")
     recipe("--set", dest="overrides", action="append", metavar="KEY=VALUE", help="another value than the recipe's")
     recipe("--seeds", "--seed", type=int, nargs="+", metavar="N", help="a run for each (the recipe's, or 0)")
-    recipe("--device", help="such as cpu or cuda (cuda where there is one)")
     recipe("--resume", action="store_true", help="go on from the last checkpoint in --out")
     recipe("--tensorboard", action="store_true", help="also log for TensorBoard, which must be installed")
     accuracy.set_defaults(command="accuracy")
@@ -133,8 +136,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-_OF_RECIPE = ("task", "network", "host", "overrides", "seeds", "device", "resume", "tensorboard")
-_OF_EXPERIMENT = ("budget",)
+_OF_RECIPE = ("task", "network", "host", "overrides", "seeds", "resume", "tensorboard")
+_OF_EXPERIMENT = ("budget", "jobs")
 
 
 def _accuracy(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
@@ -150,7 +153,8 @@ def _accuracy(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
         from .recipes import RecipeError
 
         try:
-            return recipe.run(arguments.recipe, **shared, **{name: getattr(arguments, name) for name in _OF_RECIPE})
+            of_recipe = {name: getattr(arguments, name) for name in ("device", *_OF_RECIPE)}
+            return recipe.run(arguments.recipe, **shared, **of_recipe)
         except (RecipeError, train.TrainingError) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
@@ -159,9 +163,14 @@ def _accuracy(parser: argparse.ArgumentParser, arguments: argparse.Namespace) ->
     name = arguments.experiment
     if name not in EXPERIMENTS:
         parser.error(f"no experiment {name!r}; there are {', '.join(sorted(EXPERIMENTS)) or 'none'}")
+    many = {option: given for option in ("device", "jobs") if (given := getattr(arguments, option)) is not None}
+    if many and name not in MANY_RUNS:
+        parser.error(f"--{next(iter(many))} does not go with --experiment {name}")
+    if many.get("device") not in (None, "cpu", "cuda"):
+        parser.error(f"--device of an experiment is cpu or cuda, not {arguments.device}")
     shared["json_path"] = shared["json_path"] or Path(f"{name}.json")
     experiment: Callable[..., int] = resolve_name(EXPERIMENTS[name])
-    return experiment(**shared, budget=arguments.budget)
+    return experiment(**shared, budget=arguments.budget, **many)
 
 
 def _speed(add: Callable[..., Any]) -> None:

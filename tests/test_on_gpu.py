@@ -14,6 +14,7 @@ from golden.make import FEATURES, MODULES
 from support import identical
 from torch import distributed, nn
 
+from benchmarks.accuracy import comparison, experiment, memory, models
 from snn_ext import sequence
 from snn_ext.neurons import CATALOGUE
 
@@ -208,6 +209,18 @@ def test_torch_compile_of_a_step(host, name):
         for _ in range(3):
             x = 2 * torch.rand(5, 7, generator=generator).to(DEVICE)
             torch.testing.assert_close(compiled(x), eager(x))
+
+
+@pytest.mark.parametrize("model", models.MODELS)
+def test_a_run_of_an_experiment(model):
+    memory_of = [-0.2, 0.2] if model == "LSTM-LIF, any signs" else experiment.plan()["memories"][model][0]
+    run = partial(comparison.train, partial(memory.task, quick=True), 4500)
+    here, there = (
+        run(device, "cue_recall_50", model=model, memory=memory_of, rate=0.002, seed=0) for device in ("cpu", DEVICE)
+    )
+    assert there.pop("gpu") == torch.cuda.get_device_name() and there.pop("torch") == torch.__version__
+    assert here.keys() == there.keys() and here["width"] == there["width"]
+    assert there["firing"] == pytest.approx(here["firing"], abs=0.02)
 
 
 def test_more_elements_than_an_int_counts():

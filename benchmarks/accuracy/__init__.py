@@ -12,4 +12,5 @@ EXPERIMENTS: Mapping[str, str] = {
     "initial": "benchmarks.accuracy.initial:run",
     "events": "benchmarks.accuracy.events:run",
 }
-"""``module:function`` by the name of ``--experiment``; called with ``(json_path, quick, out, data_path, budget)``."""
+"""``module:function`` by the name of ``--experiment``; called with ``(json_path, quick, out, data_path, budget)``,
+and some with ``device`` and ``jobs``."""

@@ -12,15 +12,21 @@ The file of ``--json`` holds::
     versions  as benchmarks/speed
     machine   as there
     runs      [{task, part, ...}]: what benchmarks.accuracy.trial.train returns, or {..., failed, seconds}
-      part      "search" or "seeds"
+      part        "search" or "seeds"
+      gpu, torch  of a run that was trained on a GPU; the others ran on the machine and with the torch above
 """
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+import torch
+
+from snn_ext import sequence
 
 from .. import machine
 from ..hosts import require
@@ -115,6 +121,12 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
     yield f"{len(runs)} runs, {hours:.2f} hours of one core; {missing} of the plan are still to be run"
 
 
+def train(task_of: Callable[[str], Task], parameters: int, device: str, task: str, **of: Any) -> dict[str, Any]:
+    """One run on a device; an entry of ``runs`` without ``part``."""
+    found = {"task": task, **trial.train(task_of(task).to(device), parameters=parameters, **of)}
+    return found if device == "cpu" else found | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+
+
 def run(
     name: str,
     task_of: Callable[[str], Task],
@@ -122,16 +134,23 @@ def run(
     quick: bool,
     out: Path | None,
     budget: float | None,
+    device: str,
+    jobs: int,
     section: Mapping[str, Any] | None = None,
 ) -> int:
     """The command of an experiment that is such a comparison.
 
     Args:
         name: of its section in the plan.
-        task_of: the task of a name.
-        path, quick, out, budget: of the command line; the budget in hours is the plan's where ``None``.
+        task_of: the task of a name; can be pickled.
+        path, quick, out, budget, device, jobs: of the command line; the budget in hours is the plan's where ``None``.
         section: another section than the plan's.
+
+    Raises:
+        BackendUnavailable: ``device="cuda"`` without what the kernels need there.
     """
+    if device == "cuda":
+        sequence.check_backend("cupy")
     for package in ("snntorch", "spikingjelly", *(["matplotlib"] if out else [])):
         require(package, "snntorch,spikingjelly,bench")
     plan = experiment.plan()
@@ -152,18 +171,19 @@ def run(
     result = experiment.opened(path, settings, lambda: {"tasks": {}, "machine": machine.machine()})
     if result is None:
         return 1
-    tasks: dict[str, Task] = {}
 
-    def train(task: str, **of: Any) -> dict[str, Any]:
-        if task not in tasks:
-            tasks[task] = made = task_of(task)
-            about = {"title": made.title, "T": made.steps, "chance": made.chance, "objective": made.objective}
-            result["tasks"][task] = {**experiment.about(made), **about}
-        return {"task": task, **trial.train(tasks[task], parameters=settings["parameters"], **of)}
+    def following(runs: Runs) -> Iterator[dict[str, Any]]:
+        for one in wanted(settings, runs):
+            if one["task"] not in result["tasks"]:
+                made = task_of(one["task"])
+                about = {"title": made.title, "T": made.steps, "chance": made.chance, "objective": made.objective}
+                result["tasks"][one["task"]] = {**experiment.about(made), **about}
+            yield one
 
     hours = settings["hours"] if budget is None else budget
+    trained = partial(train, task_of, settings["parameters"], device)
     with experiment.one_thread():
-        experiment.complete(path, result, KEY, lambda runs: wanted(settings, runs), train, hours)
+        experiment.complete(path, result, KEY, following, trained, hours, jobs)
     print(*table(result), sep="\n")
     if out is not None:
         from .. import plots

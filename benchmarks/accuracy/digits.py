@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -49,7 +50,15 @@ def _searched() -> str:
     return found
 
 
-def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, budget: float | None) -> int:
-    """The command: run what is missing in the file, one at a time, then print and draw."""
-    images = handwritten.images(data_path)
-    return comparison.run("digits_784", lambda name: task(name, images, quick), json_path, quick, out, budget)
+def run(
+    json_path: Path,
+    quick: bool,
+    out: Path | None,
+    data_path: Path | None,
+    budget: float | None,
+    device: str = "cpu",
+    jobs: int = 1,
+) -> int:
+    """The command: run what is missing in the file, then print and draw."""
+    task_of = partial(task, images=handwritten.images(data_path), quick=quick)
+    return comparison.run("digits_784", task_of, json_path, quick, out, budget, device, jobs)

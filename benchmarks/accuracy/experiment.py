@@ -7,11 +7,13 @@ sizes, updates, the values of the search, hours.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -75,8 +77,9 @@ def complete(
     wanted: Callable[[Runs], Iterator[dict[str, Any]]],
     train: Callable[..., dict[str, Any]],
     hours: float | None = None,
+    jobs: int = 1,
 ) -> None:
-    """Run what is missing, one at a time, and write the file after each.
+    """Run what is missing, and write the file after each.
 
     A run that fails as computations do is kept as ``{..., "failed": reason, "seconds"}`` and not tried again; take it
     out of the file to do so. Every run has the ``"commit"`` of the code that made it.
@@ -87,6 +90,8 @@ def complete(
         wanted: the runs that follow from those that are known, each a dict over ``key``.
         train: makes a run of everything in ``key`` but the part.
         hours: start no run once those of the file have taken so long, in ``"seconds"`` of the processor.
+        jobs: so many at once, each in a process of its own; then ``train`` can be pickled. What follows from a search
+            waits for all of it.
     """
     runs = result["runs"]
 
@@ -94,30 +99,74 @@ def complete(
         return json.dumps([one[name] for name in key])
 
     known = {name_of(one) for one in runs}
+    going: dict[futures.Future[Any], dict[str, Any]] = {}
+
+    def following() -> dict[str, Any] | None:
+        """The next to start, if there is one that waits for nothing."""
+        searching = any(one["part"] == "search" for one in going.values())
+        one = next((one for one in wanted(runs) if name_of(one) not in known), None)
+        return None if one is None or (searching and one["part"] != "search") else one
+
     untold = 0.0  # of this call's runs that do not say how long they took
-    while missing := next((one for one in wanted(runs) if name_of(one) not in known), None):
-        spent = (sum(one.get("seconds", 0.0) for one in runs) + untold) / 3600
-        if hours is not None and spent >= hours:
-            print(f"stopped: the runs have taken {spent:.2f} of {hours:g} hours; more are to be run", flush=True)
-            return
-        part = missing.pop("part")
-        start = time.process_time()
-        try:
-            one = {**train(**missing), "part": part}
-        except (DataError, Missing):
-            raise  # nothing of this run's own
-        except (ArithmeticError, RuntimeError, ValueError) as error:
-            reason = f"{type(error).__name__}: {error}".splitlines()[0]
-            one = {**missing, "failed": reason, "seconds": round(time.process_time() - start, 2), "part": part}
-        one["commit"] = machine.commit()
-        if "seconds" not in one:
-            untold += time.process_time() - start
-        runs.append(one)
-        known.add(name_of(one))
-        settled = ", ".join(f"{name} {one[name]}" for name in key[1:])
-        said = one.get("failed") or f"validation {one['validation']:.3f}, test {one['test']:.3f}"
-        print(f"{one[key[0]]}, {settled}: {said}", flush=True)
-        write(path, result)
+    stopped = False
+    with _here() if jobs == 1 else _processes(jobs) as start:
+        while True:
+            while len(going) < jobs and not stopped and (one := following()) is not None:
+                spent = (sum(one.get("seconds", 0.0) for one in runs) + untold) / 3600
+                if stopped := hours is not None and spent >= hours:
+                    print(
+                        f"stopped: the runs have taken {spent:.2f} of {hours:g} hours; more are to be run", flush=True
+                    )
+                else:
+                    known.add(name_of(one))
+                    going[start(_attempt, train, {name: one[name] for name in key if name != "part"})] = one
+            if not going:
+                return
+            for future in futures.wait(going, return_when=futures.FIRST_COMPLETED).done:
+                one, seconds = future.result()
+                one |= {"part": going.pop(future)["part"], "commit": machine.commit()}
+                untold += seconds * ("seconds" not in one)
+                runs.append(one)
+                settled = ", ".join(f"{name} {one[name]}" for name in key[1:])
+                said = one.get("failed") or f"validation {one['validation']:.3f}, test {one['test']:.3f}"
+                print(f"{one[key[0]]}, {settled}: {said}", flush=True)
+                write(path, result)
+
+
+def _attempt(train: Callable[..., dict[str, Any]], asked: dict[str, Any]) -> tuple[dict[str, Any], float]:
+    """A run, or how it failed, and the processor's seconds."""
+    start = time.process_time()
+    try:
+        one = train(**asked)
+    except (DataError, Missing):
+        raise  # nothing of this run's own
+    except (ArithmeticError, RuntimeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        one = {**asked, "failed": reason, "seconds": round(time.process_time() - start, 2)}
+    return one, time.process_time() - start
+
+
+@contextmanager
+def _here() -> Iterator[Callable[..., futures.Future[Any]]]:
+    """A call is made at once, in this process."""
+
+    def start(call: Callable[..., Any], *of: Any) -> futures.Future[Any]:
+        future: futures.Future[Any] = futures.Future()
+        future.set_result(call(*of))
+        return future
+
+    yield start
+
+
+@contextmanager
+def _processes(jobs: int) -> Iterator[Callable[..., futures.Future[Any]]]:
+    """A call is made in one of so many processes, which compute with one thread each."""
+    context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
+    pool = futures.ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,))
+    try:
+        yield pool.submit
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

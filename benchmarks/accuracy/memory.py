@@ -10,6 +10,7 @@ last and are not run at 400 steps: there their loop takes ten times as long as e
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from . import comparison, experiment, tasks
@@ -29,6 +30,14 @@ def task(name: str, quick: bool = False) -> Task:
     return PROBES[probe](quick, steps=int(steps), updates=section["updates"], every=section["every"])
 
 
-def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, budget: float | None) -> int:
-    """The command: run what is missing in the file, one at a time, then print and draw. ``data_path`` is not read."""
-    return comparison.run("memory", lambda name: task(name, quick), json_path, quick, out, budget)
+def run(
+    json_path: Path,
+    quick: bool,
+    out: Path | None,
+    data_path: Path | None,
+    budget: float | None,
+    device: str = "cpu",
+    jobs: int = 1,
+) -> int:
+    """The command: run what is missing in the file, then print and draw. ``data_path`` is not read."""
+    return comparison.run("memory", partial(task, quick=quick), json_path, quick, out, budget, device, jobs)

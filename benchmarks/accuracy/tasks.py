@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,6 +35,10 @@ class Batch(NamedTuple):
 
     x: Tensor
     y: Tensor
+
+    def to(self, device: str) -> Batch:
+        """The same on a device."""
+        return Batch(self.x.to(device), self.y.to(device))
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,14 @@ class Task:
     def steps(self) -> int:
         """The length T of a sequence."""
         return self.test.x.shape[0]
+
+    def to(self, device: str) -> Task:
+        """The same on a device. Batches are drawn before they move, so that they are the same on every device."""
+
+        def training(seed: int) -> Iterator[Batch]:
+            return (batch.to(device) for batch in self.training(seed))
+
+        return replace(self, training=training, validation=self.validation.to(device), test=self.test.to(device))
 
 
 @dataclass(frozen=True)

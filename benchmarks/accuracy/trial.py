@@ -84,7 +84,7 @@ def train(
     """One run.
 
     Args:
-        task: what to learn.
+        task: what to learn, on the device where the net is to be; initial weights are drawn on the CPU.
         model, memory: see :data:`.models.MODELS`.
         rate: of Adam.
         seed: of the initial weights and of the batches.
@@ -104,7 +104,7 @@ def train(
     start = time.process_time()
     width = models.width(model, memory, task.inputs, task.classes, parameters)
     torch.manual_seed(seed)
-    net = models.Net(model, memory, task.inputs, width, task.classes)
+    net = models.Net(model, memory, task.inputs, width, task.classes).to(task.test.x.device)
     optimizer = models.optimiser(net, rate)
     points = -(-task.updates // task.every)
     models.set_temperature_decay(net, points)

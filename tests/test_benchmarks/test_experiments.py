@@ -1,8 +1,10 @@
 """The experiments: what is planned is what is run, equally for all, and a failed run is a result."""
 
 import dataclasses
+import itertools
 import json
 import re
+import time
 
 import numpy as np
 import pytest
@@ -137,6 +139,49 @@ def test_missing_data_and_mistakes_are_no_failed_runs(tmp_path, error):
             train,
         )
     assert result["runs"] == [] and not (tmp_path / "results.json").exists()
+
+
+def late_or_never(model, seed):
+    """A run of a process of its own: "late" is best, and last; "never" fails; "lost" has no data."""
+    if model == "lost":
+        raise DataError("not there")
+    time.sleep(0.5 * (model == "late"))
+    if model == "never":
+        raise ValueError("no")
+    return {"model": model, "seed": seed, "validation": float(model == "late"), "test": 0.5, "seconds": 60.0}
+
+
+def test_runs_at_once_are_those_of_one_after_the_other_and_wait_for_the_search(tmp_path, capsys):
+    def wanted(runs):
+        yield from ({"model": model, "seed": 0, "part": "search"} for model in ("late", "soon", "never"))
+        if chosen := experiment.best(runs):
+            yield from ({"model": chosen["model"], "seed": seed, "part": "seeds"} for seed in (1, 2, 3))
+
+    def complete(jobs, hours=None):
+        path, result = tmp_path / "results.json", {"settings": {}, "runs": []}
+        experiment.complete(path, result, ("model", "seed", "part"), wanted, late_or_never, hours, jobs)
+        assert json.loads(path.read_text()) == result
+        return [(run["model"], run["seed"], run.get("failed")) for run in result["runs"]]
+
+    one, other = complete(1), complete(2)
+    searched = [("late", 0, None), ("soon", 0, None), ("never", 0, "ValueError: no")]
+    assert one == [*searched, ("late", 1, None), ("late", 2, None), ("late", 3, None)]
+    assert other != one
+    assert sorted(other) == sorted(one)
+    assert "stopped" not in capsys.readouterr().out
+    # The second was under way when the first was done.
+    assert complete(2, hours=0.01) == [searched[1], searched[0]]
+    assert capsys.readouterr().out.count("stopped: the runs have taken") == 1
+
+
+def test_missing_data_in_a_process_is_no_failed_run(tmp_path):
+    result = {"settings": {}, "runs": []}
+    wanted = [{"model": "lost", "seed": 0, "part": "search"}]
+    with pytest.raises(DataError, match="not there"):
+        experiment.complete(
+            tmp_path / "no.json", result, ("model", "seed", "part"), lambda _: iter(wanted), late_or_never, jobs=2
+        )
+    assert result["runs"] == []
 
 
 def test_spread_and_what_still_rose():
@@ -327,6 +372,44 @@ def test_memory_runs_and_resumes_to_the_same_numbers(few, tmp_path, capsys):
     (tmp_path / "memory.json").write_text(json.dumps(result))
     again = quickly("memory", tmp_path, draw=False)[0]["runs"][-1]
     assert {**again, "seconds": 0} == {**lost, "seconds": 0}
+
+
+def test_memory_runs_at_once_to_the_same_numbers(few, tmp_path):
+    runs = [quickly("memory", tmp_path / str(jobs), "--jobs", jobs, draw=False)[0]["runs"] for jobs in (1, 2)]
+    one, other = (sorted(({**run, "seconds": 0} for run in each), key=lambda run: run["model"]) for each in runs)
+    assert one == other and [run["model"] for run in one] == ["LIF", "LSTM", "snnTorch Leaky"]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--experiment", "fashion", "--jobs", "2"], "--jobs does not go with --experiment fashion"),
+        (["--experiment", "events", "--device", "cpu"], "--device does not go with --experiment events"),
+        (["--experiment", "memory", "--device", "mps"], "--device of an experiment is cpu or cuda, not mps"),
+        (["--experiment", "memory", "--jobs", "0"], "a whole number of at least 1, not '0'"),
+        (["--recipe", "plif", "--jobs", "2"], "--jobs does not go with --recipe"),
+    ],
+)
+def test_options_that_an_experiment_does_not_have_are_refused(given, said, capsys):
+    with pytest.raises(SystemExit):
+        command_line.main(["accuracy", *given])
+    assert said in capsys.readouterr().err
+
+
+def test_a_device_without_its_kernels_is_refused_before_anything_runs(few, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    path = tmp_path / "memory.json"
+    assert command_line.main(["accuracy", "--experiment", "memory", "--device", "cuda", "--json", str(path)]) == 1
+    assert "backend='cupy'" in capsys.readouterr().err and not path.exists()
+
+
+def test_a_task_draws_the_same_wherever_it_is():
+    task = tasks.cue_recall(quick=True)
+    there = task.to("meta")
+    assert {part.x.device.type for part in (there.test, there.validation, next(there.training(0)))} == {"meta"}
+    same = task.to("cpu")
+    for one, other in zip(itertools.islice(task.training(3), 3), same.training(3), strict=False):
+        assert torch.equal(one.x, other.x) and torch.equal(one.y, other.y)
 
 
 def test_fashion_runs_in_both_hosts_from_the_same_weights(tmp_path, capsys):
