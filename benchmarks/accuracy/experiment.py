@@ -81,8 +81,9 @@ def complete(
 ) -> None:
     """Run what is missing, and write the file after each.
 
-    A run that fails as computations do is kept as ``{..., "failed": reason, "seconds"}`` and not tried again; take it
-    out of the file to do so. Every run has the ``"commit"`` of the code that made it.
+    A run that fails as computations do is kept as ``{..., "failed": reason}`` and not tried again; take it
+    out of the file to do so. Every run has the ``"seconds"`` of the processor and the ``"commit"`` of
+    the code that made it.
 
     Args:
         path, result: from :func:`opened`; a run is added to ``result["runs"]``.
@@ -107,12 +108,11 @@ def complete(
         one = next((one for one in wanted(runs) if name_of(one) not in known), None)
         return None if one is None or (searching and one["part"] != "search") else one
 
-    untold = 0.0  # of this call's runs that do not say how long they took
     stopped = False
     with _here() if jobs == 1 else _processes(jobs) as start:
         while True:
             while len(going) < jobs and not stopped and (one := following()) is not None:
-                spent = (sum(one.get("seconds", 0.0) for one in runs) + untold) / 3600
+                spent = sum(one.get("seconds", 0.0) for one in runs) / 3600
                 if stopped := hours is not None and spent >= hours:
                     print(
                         f"stopped: the runs have taken {spent:.2f} of {hours:g} hours; more are to be run", flush=True
@@ -123,9 +123,7 @@ def complete(
             if not going:
                 return
             for future in futures.wait(going, return_when=futures.FIRST_COMPLETED).done:
-                one, seconds = future.result()
-                one |= {"part": going.pop(future)["part"], "commit": machine.commit()}
-                untold += seconds * ("seconds" not in one)
+                one = future.result() | {"part": going.pop(future)["part"], "commit": machine.commit()}
                 runs.append(one)
                 settled = ", ".join(f"{name} {one[name]}" for name in key[1:])
                 said = one.get("failed") or f"validation {one['validation']:.3f}, test {one['test']:.3f}"
@@ -133,8 +131,8 @@ def complete(
                 write(path, result)
 
 
-def _attempt(train: Callable[..., dict[str, Any]], asked: dict[str, Any]) -> tuple[dict[str, Any], float]:
-    """A run, or how it failed, and the processor's seconds."""
+def _attempt(train: Callable[..., dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]:
+    """A run, or how it failed, with the processor's seconds."""
     start = time.process_time()
     try:
         one = train(**asked)
@@ -142,8 +140,8 @@ def _attempt(train: Callable[..., dict[str, Any]], asked: dict[str, Any]) -> tup
         raise  # nothing of this run's own
     except (ArithmeticError, RuntimeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
-        one = {**asked, "failed": reason, "seconds": round(time.process_time() - start, 2)}
-    return one, time.process_time() - start
+        one = {**asked, "failed": reason}
+    return {"seconds": round(time.process_time() - start, 2), **one}
 
 
 @contextmanager
