@@ -36,7 +36,14 @@ from .core.surrogate import Surrogate
 from .kernels import op
 
 _STEP_PAYS = 32768  # elements
-is_exporting = getattr(torch.compiler, "is_exporting", lambda: False)  # newer than torch 2.6
+
+
+def is_exporting() -> bool:
+    """Whether torch.export is at work, which torch 2.6 does not tell."""
+    # torch.compiler.is_exporting() is true of every compilation of torch 2.11.
+    return getattr(torch.compiler, "_is_exporting_flag", False)
+
+
 _CARRIES = get_args(Carry)
 BACKENDS = ("auto", "torch", "cpu", "cupy")
 _KERNELS = {"cpu": "cpu", "cuda": "cupy"}  # by type of device
@@ -540,7 +547,7 @@ def check_call(
             for name, state in zip(neuron.states, given, strict=True)
         ]
     )
-    earlier = None if before is None else Values(**{**vars(p), **before})
+    earlier = None if before is None else p.but(**before)
     return Call(neuron, full, p, tensors, numbers, spike, given[0] is None, *settings, earlier)
 
 

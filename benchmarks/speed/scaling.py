@@ -158,7 +158,9 @@ def pictures(part: Mapping[str, Any], folder: Path) -> list[Path]:
                 axes.set(title=f"LIF, {name}", xlabel=axis, xscale="log", yscale="log")
                 axes.grid(alpha=0.25)
             grid[0].set_ylabel("ns an element-step")
-            figure.legend(*grid[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8)
+            figure.legend(
+                *grid[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, handlelength=4
+            )
             figure.suptitle(report.condition(run))
             saved.append(folder / f"speed_scaling_{over}.png")
             figure.savefig(saved[-1])

@@ -68,9 +68,14 @@ class Values:
     """
 
     def __init__(self, **values: Any) -> None:
-        # Not by updating __dict__, which torch.compile of torch 2.6 does not follow.
+        # Neither here nor below by __dict__, which torch.compile of torch 2.6 to 2.11 does not follow.
+        self._names = tuple(values)
         for name, value in values.items():
             setattr(self, name, value)
+
+    def but(self, **other: Any) -> Values:
+        """The same, with other values for some."""
+        return Values(**{**{name: getattr(self, name) for name in self._names}, **other})
 
 
 @dataclass(frozen=True)

@@ -370,7 +370,7 @@ def quantised(neuron: Neuron, kind: Kind, learn: bool, shifted: bool) -> Neuron:
             found.append(x)
             return x
 
-        fire(states[:many], Values(**{**vars(p), "spike": keep}))
+        fire(states[:many], p.but(spike=keep))
         return found[0] + p.unit if shifted else found[0]
 
     def charge_all(inputs: Tensors, states: Tensors, p: Any) -> Tensors:
@@ -389,7 +389,7 @@ def quantised(neuron: Neuron, kind: Kind, learn: bool, shifted: bool) -> Neuron:
         def spike(x: Tensor) -> Tensor:
             return _emit(x, reach, p.levels, p.dead_zone, unit, learn)
 
-        return fire(states[:many], Values(**{**vars(p), "spike": spike}))
+        return fire(states[:many], p.but(spike=spike))
 
     def reset_all(states: Tensors, output: Tensor, p: Any) -> Tensors:
         return (*reset(states[:many], output, p), *states[many:])

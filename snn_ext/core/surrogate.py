@@ -298,6 +298,10 @@ class Surrogate:
                 raise ValueError(f"surrogate {self.kind}: {name} must be finite{bound}, got {value}")
         object.__setattr__(self, "numbers", tuple(full.items()))
 
+    def __hash__(self) -> int:
+        # The compiler of torch 2.11 hashes one that it has not yet given its fields.
+        return hash(tuple(vars(self).values()))
+
     # Neither fields, nor kept: torch.compile of torch 2.6 copies every field, and none of it follows cached_property.
     @property
     def structure(self) -> tuple[tuple[str, float], ...]:

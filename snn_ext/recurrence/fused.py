@@ -415,7 +415,7 @@ def _replayed(
         fills = plan.numbers[: len(plan.started)]
         states = tuple([next(each) if given else fill for given, fill in zip(plan.started, fills, strict=True)])
         call = plan.call
-        p = type(call.p)(**{**vars(call.p), **dict(zip(call.tensors, each, strict=True))})
+        p = call.p.but(**dict(zip(call.tensors, each, strict=True)))
         past = Past(plan.span, plan.block, lags)
         result = run_reference(weight, history, past, call._replace(states=states, p=p, fresh=True), inputs)
         outputs = [result.output, *result.states, *result.trace]

@@ -191,7 +191,7 @@ class _Recurrent(SequenceNeuron):
         inputs = () if self._foreign else self.neuron._neuron().inputs
         more = len(inputs[1:])
         names = [*inputs[1:], *self.state_names]
-        if unknown := named.keys() - names[len(states) :]:
+        if unknown := set(named) - set(names[len(states) :]):
             raise TypeError(f"{type(self).__name__} takes {', '.join(names)} by name once, got {', '.join(unknown)}")
         given: list[Any] = [*states, *(named.get(name) for name in names[len(states) :])]
         return self._forward((input_, *given[:more]) if more else input_, *given[more:])

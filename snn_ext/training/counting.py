@@ -334,7 +334,7 @@ class _Watch(TorchDispatchMode):
         calls = self.pending.pop(module, [])
         first = next(iter(_tensors([output])), None)
         for call, shape in calls:
-            values = {name: value for name, value in vars(call.p).items() if name != "spike"}
+            values = {name: getattr(call.p, name) for name in call.neuron.value_names}
             neuron, spike = call.neuron, call.spike
             try:
                 with _disable_current_modes():
