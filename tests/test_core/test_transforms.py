@@ -10,7 +10,7 @@ from support import (
     Case,
     assert_identical,
     assert_mixed,
-    fails_on_torch_2_6,
+    fails_up_to,
     gradients,
     identical,
     random_case,
@@ -148,7 +148,7 @@ def test_compiled_is_eager(case, carry, compiled):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
-@fails_on_torch_2_6()
+@fails_up_to("2.8")
 def test_compiled_again_with_other_numbers(compiled):
     """A number that changes between calls becomes a symbol: of the values and of the surrogate."""
     case, x = Case("LIF"), (2 * torch.randn(3, 2, 4)).requires_grad_()

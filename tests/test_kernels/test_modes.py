@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import Case, assert_identical, fails_on_torch_2_6, identical, random_case, run
+from support import Case, assert_identical, fails_up_to, identical, random_case, run
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from snn_ext import sequence
@@ -112,7 +112,7 @@ else:
 """
 
 
-@fails_on_torch_2_6("it does not say that it exports")
+@fails_up_to("2.6", "it does not say that it exports")
 def test_what_is_exported_runs_in_another_process(tmp_path):
     for what in ("save", "load"):
         finished(python(EXPORT, what, str(tmp_path / "program.pt2")))
