@@ -217,7 +217,7 @@ class Neuron:
         """
         if values.keys() != self._names:
             missing = sorted(set(self.value_names) - values.keys())
-            unknown = sorted(values.keys() - set(self.value_names))
+            unknown = sorted(set(values) - set(self.value_names))
             raise ValueError(f"{self.name}: missing values {missing}, unknown values {unknown}")
         for parameter in self.parameters:
             self.check_value(parameter, values[parameter.name])
@@ -362,7 +362,8 @@ def as_number(name: str, value: Any, dtype: torch.dtype) -> float:
     Raises:
         ValueError: it would become infinite there.
     """
-    number = as_float(name, value)
+    # torch.compile of torch 2.6 does not follow float() of a number that changes.
+    number = value if type(value) is float else as_float(name, value)
     if dtype == torch.float32 and not torch.compiler.is_compiling() and _LARGEST < abs(number) < math.inf:
         raise ValueError(f"{name} must be finite in {dtype}, the type of the states, got {number:g}")
     return number

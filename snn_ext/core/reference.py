@@ -7,7 +7,7 @@ quadratic in T.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -132,8 +132,14 @@ def run_sequence(
     return Result(
         stack_like(outputs, like).to(like.dtype),
         final,
-        tuple(stack_like(list(one), like) for one in zip(*carried, strict=True)),
+        by_state(carried, lambda steps: stack_like(steps, like)),
     )
+
+
+def by_state(carried: Sequence[Sequence[Tensor]], join: Callable[[list[Tensor]], Tensor]) -> Tensors:
+    """The states of every step, or part of the sequence, each joined over time; empty where none were kept."""
+    # Not zip(*carried), of which torch.compile of torch 2.8 makes one where there are none.
+    return tuple([join([states[at] for states in carried]) for at in range(len(carried[0]) if carried else 0)])
 
 
 def filled(state: Tensor | float, like: Tensor) -> Tensor:

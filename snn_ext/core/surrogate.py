@@ -286,7 +286,7 @@ class Surrogate:
         check_flag("smooth", self.smooth)
         given = dict(self.numbers)
         defaults = KINDS[self.kind].defaults
-        if unknown := sorted(given.keys() - defaults.keys()):
+        if unknown := sorted(set(given) - set(defaults)):
             raise ValueError(f"surrogate {self.kind} takes {sorted(defaults)}, not {unknown}")
         full = {name: given.get(name, default) for name, default in defaults.items()}
         for name, value in full.items():

@@ -25,6 +25,8 @@ from .definition import Past, Weight, check_product, mean, run_reference
 from .fused import run_blocks, run_whole
 
 Block = int | Literal["auto"]
+_AHEAD = torch.__version__ < (2, 7)
+"""Whether torch.compile runs a generator to its end at once, before the outputs are there that it waits for."""
 
 
 class RecurrentResult(NamedTuple):
@@ -214,6 +216,8 @@ def _run(
         if isinstance(weight, Tensor):
             return run_whole(weight, history, past, call, chosen, spike, inputs)
         return run_blocks(weight, history, past, call, chosen, spike, inputs)
+    if _AHEAD and torch.compiler.is_compiling() and len(inputs[0]) > 1:
+        return torch.compiler.disable(run_reference)(weight, history, past, call, inputs)
     return run_reference(weight, history, past, call, inputs)
 
 

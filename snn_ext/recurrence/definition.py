@@ -11,7 +11,7 @@ from torch import Tensor
 from .. import sequence
 from ..core import reference
 from ..core.neuron import Tensors, widened
-from ..core.reference import Result
+from ..core.reference import Result, by_state
 
 Weight = Tensor | Callable[[Tensor], Tensor | Sequence[Tensor]]
 
@@ -107,4 +107,4 @@ def run_reference(weight: Weight, history: Tensor, past: Past, call: sequence.Ca
     output = torch.stack(emitted).to(like.dtype) if emitted else like.clone()
     if not emitted:
         return Result(output, final, (widened(output),) * len(final) if call.trace else ())
-    return Result(output, final, tuple(map(torch.stack, zip(*carried, strict=True))))
+    return Result(output, final, by_state(carried, torch.stack))

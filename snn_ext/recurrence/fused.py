@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import sequence
 from ..core.neuron import Tensors
-from ..core.reference import Result
+from ..core.reference import Result, by_state
 from ..core.surrogate import Surrogate
 from ..kernels import op
 from ..kernels.blocks import Blocks
@@ -58,7 +58,7 @@ def run_blocks(
         traces.append(rest[many:])
         outputs.append(output)
         emitted.extend(output.unbind(0))
-    return Result(torch.cat(outputs), states, tuple(map(torch.cat, zip(*traces, strict=True))))
+    return Result(torch.cat(outputs), states, by_state(traces, torch.cat))
 
 
 class _Plan(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from .. import connection
 from ..connection import Lags, Mode, Span
 from ..core.neuron import Value, check_flag, check_size, is_autocast, state_dtype
-from ..core.reference import Result
+from ..core.reference import Result, by_state
 from ..recurrence import Block, check_block
 from ..sequence import DTYPES, check_inputs
 from .neurons import Inputs, SequenceNeuron, is_state, zeros
@@ -271,7 +271,7 @@ class _Recurrent(SequenceNeuron):
             for name, state in zip(names, before, strict=True):
                 setattr(neuron, name, state)
             raise
-        return Result(output, now(), tuple(map(torch.stack, zip(*traces, strict=True)))), latest
+        return Result(output, now(), by_state(traces, torch.stack)), latest
 
     def _checked(self, x: Any, single: bool) -> Tensor:
         """The input of a foreign neuron as a sequence, if it is one."""

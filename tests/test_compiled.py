@@ -1,0 +1,34 @@
+"""torch.compile as users call it: a sequence through the modules of both faces, whatever torch makes of its graphs."""
+
+import copy
+
+import pytest
+import torch
+from golden.make import BATCH, FEATURES, MODULES
+
+# The other neurons go the way of LIF.
+ALIKE = ("KLIF", "LSTMLIF", "TCLIF", "KLIFNode", "LSTMLIFNode", "TCLIFNode")
+TESTED = [(host, name) for host, modules in MODULES.items() for name in modules() if name not in ALIKE]
+
+
+# What torch's own compiler does and uses although torch deprecates it: a Function's context, .grad of the states.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
+@pytest.mark.parametrize(("host", "name"), TESTED)
+def test_a_sequence_and_its_gradients_are_those_of_eager_mode(host, name):
+    torch.compiler.reset()
+    torch.manual_seed(1)
+    module = MODULES[host]()[name]()
+    eager = copy.deepcopy(module)
+    x = [2 * torch.rand(3, BATCH, FEATURES) for _ in range(2 if name in ("GatedSynaptic", "GatedSynapticNode") else 1)]
+    results = []
+    for run, parameters in ((torch.compile(module, backend="aot_eager"), module), (eager, eager)):
+        output = run(*x)
+        output = output[0] if isinstance(output, tuple) else output
+        weights = list(parameters.parameters())
+        gradients = torch.autograd.grad(output.square().sum(), weights, allow_unused=True) if weights else ()
+        results.append([output, *(one for one in gradients if one is not None)])
+    assert results[1][0].any()
+    for compiled, expected in zip(*results, strict=True):
+        torch.testing.assert_close(compiled, expected, rtol=1e-4, atol=1e-5)
