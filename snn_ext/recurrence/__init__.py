@@ -25,7 +25,7 @@ from .definition import Past, Weight, check_product, mean, run_reference
 from .fused import run_blocks, run_whole
 
 Block = int | Literal["auto"]
-_AHEAD = torch.__version__ < (2, 7)
+_AHEAD = torch.__version__ < "2.7"
 """Whether torch.compile runs a generator to its end at once, before the outputs are there that it waits for."""
 
 
