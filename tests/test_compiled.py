@@ -21,13 +21,13 @@ def test_a_sequence_and_its_gradients_are_those_of_eager_mode(host, name):
     torch.manual_seed(1)
     module = MODULES[host]()[name]()
     eager = copy.deepcopy(module)
-    x = [2 * torch.rand(3, BATCH, FEATURES) for _ in range(2 if name in ("GatedSynaptic", "GatedSynapticNode") else 1)]
+    inputs = 2 if name in ("GatedSynaptic", "GatedSynapticNode") else 1
+    x = [(2 * torch.rand(3, BATCH, FEATURES)).requires_grad_() for _ in range(inputs)]
     results = []
     for run, parameters in ((torch.compile(module, backend="aot_eager"), module), (eager, eager)):
         output = run(*x)
         output = output[0] if isinstance(output, tuple) else output
-        weights = list(parameters.parameters())
-        gradients = torch.autograd.grad(output.square().sum(), weights, allow_unused=True) if weights else ()
+        gradients = torch.autograd.grad(output.square().sum(), [*x, *parameters.parameters()], allow_unused=True)
         results.append([output, *(one for one in gradients if one is not None)])
     assert results[1][0].any()
     for compiled, expected in zip(*results, strict=True):

@@ -13,7 +13,8 @@ The file of ``--json`` holds::
     machine   as there
     runs      [{task, part, ...}]: what benchmarks.accuracy.trial.train returns, or {..., failed, seconds}
       part        "search" or "seeds"
-      gpu, torch  of a run that was trained on a GPU; the others ran on the machine and with the torch above
+      gpu, torch  of a run that was trained on a GPU (a failed one does not say); the others ran on the machine and
+                  with the torch above
 """
 
 from __future__ import annotations
@@ -118,7 +119,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
         1 for one in wanted(settings, runs) if not experiment.matching(runs, **{name: one[name] for name in KEY})
     )
     hours = sum(run["seconds"] for run in runs) / 3600
-    yield f"{len(runs)} runs, {hours:.2f} hours of one core; {missing} of the plan are still to be run"
+    yield f"{len(runs)} runs, {hours:.2f} hours of one core; {missing} that follow from them are still to be run"
 
 
 def train(task_of: Callable[[str], Task], parameters: int, device: str, task: str, **of: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import re
 import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from snn_ext.sequence import BackendUnavailable
 
 from .. import machine
 from ..data.fetch import DataError
@@ -99,16 +102,18 @@ def complete(
     def name_of(one: Mapping[str, Any]) -> str:
         return json.dumps([one[name] for name in key])
 
-    known = {name_of(one) for one in runs}
+    before = len(runs)
+    started = {name_of(one): -1 for one in runs}  # by name, in which order
     going: dict[futures.Future[Any], dict[str, Any]] = {}
 
     def following() -> dict[str, Any] | None:
         """The next to start, if there is one that waits for nothing."""
         searching = any(one["part"] == "search" for one in going.values())
-        one = next((one for one in wanted(runs) if name_of(one) not in known), None)
+        one = next((one for one in wanted(runs) if name_of(one) not in started), None)
         return None if one is None or (searching and one["part"] != "search") else one
 
     stopped = False
+    error: BaseException | None = None
     with _here() if jobs == 1 else _processes(jobs) as start:
         while True:
             while len(going) < jobs and not stopped and (one := following()) is not None:
@@ -118,17 +123,29 @@ def complete(
                         f"stopped: the runs have taken {spent:.2f} of {hours:g} hours; more are to be run", flush=True
                     )
                 else:
-                    known.add(name_of(one))
+                    started[name_of(one)] = len(started)
                     going[start(_attempt, train, {name: one[name] for name in key if name != "part"})] = one
             if not going:
-                return
+                break
             for future in futures.wait(going, return_when=futures.FIRST_COMPLETED).done:
-                one = future.result() | {"part": going.pop(future)["part"], "commit": machine.commit()}
+                part = going.pop(future)["part"]
+                if raised := future.exception():
+                    error, stopped = error or raised, True  # once those under way are done
+                    continue
+                one = future.result() | {"part": part, "commit": machine.commit()}
                 runs.append(one)
+                # Of equal runs of a search the first counts, whichever was done first.
+                runs[before:] = sorted(runs[before:], key=lambda run: started[name_of(run)])
                 settled = ", ".join(f"{name} {one[name]}" for name in key[1:])
                 said = one.get("failed") or f"validation {one['validation']:.3f}, test {one['test']:.3f}"
                 print(f"{one[key[0]]}, {settled}: {said}", flush=True)
                 write(path, result)
+    if error is not None:
+        raise error
+
+
+_NOT_ITS_OWN = (DataError, Missing, BackendUnavailable, torch.OutOfMemoryError)
+"""What no run of an experiment is to blame for, but what is there, or beside it."""
 
 
 def _attempt(train: Callable[..., dict[str, Any]], asked: dict[str, Any]) -> dict[str, Any]:
@@ -136,8 +153,8 @@ def _attempt(train: Callable[..., dict[str, Any]], asked: dict[str, Any]) -> dic
     start = time.process_time()
     try:
         one = train(**asked)
-    except (DataError, Missing):
-        raise  # nothing of this run's own
+    except _NOT_ITS_OWN:
+        raise
     except (ArithmeticError, RuntimeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0]
         one = {**asked, "failed": reason}
@@ -160,11 +177,24 @@ def _here() -> Iterator[Callable[..., futures.Future[Any]]]:
 def _processes(jobs: int) -> Iterator[Callable[..., futures.Future[Any]]]:
     """A call is made in one of so many processes, which compute with one thread each."""
     context = multiprocessing.get_context("spawn")  # a forked process cannot use CUDA
-    pool = futures.ProcessPoolExecutor(jobs, context, torch.set_num_threads, (1,))
+    pool = futures.ProcessPoolExecutor(jobs, context, _begin)
     try:
         yield pool.submit
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _begin() -> None:
+    """What a process does first: one thread, and an end with the one that it was made by, however that ends."""
+    torch.set_num_threads(1)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def write(path: Path, result: Mapping[str, Any]) -> None:

@@ -17,6 +17,7 @@ The file of ``--json`` holds::
       part            "search", "seeds" or "bits" (the last: v2 over levels, with v2's rate and memory)
       parameters      of the two layers, biases and norms left out, as the paper counts
       curve           validation accuracy after every epoch
+      seconds         of the processor, in newer files
       multiplications {exact, released}: a frame, measured on the test part, dense where a model is
 
 A run that is in the file already is not run again.

@@ -43,6 +43,7 @@ The file of ``--json`` holds::
       noise, dropped  test accuracy over the deviation of Gaussian noise on every pixel, and over the fraction of
                       steps set to zero; the same noise and steps for every run
       firing          spikes per neuron and step, of every layer, in the first 500 test sequences: digits 0 to 2
+      seconds         of the processor, in newer files
       spans           of every layer, learned; empty where it is given
       lags            their weights as the epoch ended, [epochs][layers][lags]
 

@@ -1,10 +1,16 @@
 """The experiments: what is planned is what is run, equally for all, and a failed run is a result."""
 
 import dataclasses
+import inspect
 import itertools
 import json
+import os
 import re
+import subprocess
+import sys
 import time
+from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import pytest
@@ -163,25 +169,58 @@ def test_runs_at_once_are_those_of_one_after_the_other_and_wait_for_the_search(t
         assert json.loads(path.read_text()) == result
         return [(run["model"], run["seed"], run.get("failed")) for run in result["runs"]]
 
-    one, other = complete(1), complete(2)
-    searched = [("late", 0, None), ("soon", 0, None), ("never", 0, "ValueError: no")]
-    assert one == [*searched, ("late", 1, None), ("late", 2, None), ("late", 3, None)]
-    assert other != one
-    assert sorted(other) == sorted(one)
+    expected = [("late", 0, None), ("soon", 0, None), ("never", 0, "ValueError: no")]
+    expected += [("late", seed, None) for seed in (1, 2, 3)]
+    assert complete(1) == complete(2) == expected
     assert "stopped" not in capsys.readouterr().out
-    # The second was under way when the first was done.
-    assert complete(2, hours=0.01) == [searched[1], searched[0]]
+    # The other was under way when the first was done.
+    assert complete(2, hours=0.01) == expected[:2]
     assert capsys.readouterr().out.count("stopped: the runs have taken") == 1
 
 
-def test_missing_data_in_a_process_is_no_failed_run(tmp_path):
-    result = {"settings": {}, "runs": []}
-    wanted = [{"model": "lost", "seed": 0, "part": "search"}]
+def test_missing_data_in_a_process_ends_it_once_what_is_under_way_is_done(tmp_path):
+    result, path = {"settings": {}, "runs": []}, tmp_path / "results.json"
+    wanted = [{"model": model, "seed": 0, "part": "search"} for model in ("late", "lost", "soon")]
     with pytest.raises(DataError, match="not there"):
-        experiment.complete(
-            tmp_path / "no.json", result, ("model", "seed", "part"), lambda _: iter(wanted), late_or_never, jobs=2
-        )
-    assert result["runs"] == []
+        experiment.complete(path, result, ("model", "seed", "part"), lambda _: iter(wanted), late_or_never, jobs=2)
+    assert [run["model"] for run in json.loads(path.read_text())["runs"]] == ["late"]
+
+
+FOREVER = """
+import multiprocessing, os, sys, time
+from benchmarks.accuracy import experiment
+
+def sleep(seed):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    wanted = [{"seed": 0, "part": "search"}]
+    experiment.complete(sys.argv[1], {"runs": []}, ("seed", "part"), lambda _: iter(wanted), sleep, jobs=2)
+"""
+
+
+def test_a_process_ends_with_the_command_however_that_ends(tmp_path):
+    script = tmp_path / "forever.py"
+    script.write_text(FOREVER)
+    given = [sys.executable, str(script), str(tmp_path / "no.json")]
+    path = {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(given, stdout=subprocess.PIPE, env={**os.environ, **path}, text=True) as command:
+        worker = int(command.stdout.readline())
+        command.kill()
+    deadline = time.monotonic() + 30
+    while alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(worker)
+
+
+def alive(process):
+    """Whether it runs; one that has ended may wait for a parent to say so."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return False
+    return state not in "ZX"
 
 
 def test_spread_and_what_still_rose():
@@ -367,17 +406,26 @@ def test_memory_runs_and_resumes_to_the_same_numbers(few, tmp_path, capsys):
     assert drawn == {"memory_curves.png", "memory_scores.png"}
     assert all(run["task"] == "cue_recall_50" and len(run["curve"]) == 2 for run in result["runs"])
     printed = capsys.readouterr().out
-    assert all(f"| {model} |" in printed for model in ("LIF", "LSTM", "snnTorch Leaky")) and "0 of the plan" in printed
+    assert all(f"| {model} |" in printed for model in ("LIF", "LSTM", "snnTorch Leaky")) and "0 that follow" in printed
     lost = result["runs"].pop(1)
     (tmp_path / "memory.json").write_text(json.dumps(result))
     again = quickly("memory", tmp_path, draw=False)[0]["runs"][-1]
     assert {**again, "seconds": 0} == {**lost, "seconds": 0}
 
 
-def test_memory_runs_at_once_to_the_same_numbers(few, tmp_path):
+def test_memory_runs_at_once_to_the_same_numbers(monkeypatch, tmp_path):
+    family = {"search": "cue_recall_50", "tasks": ["cue_recall_50"]}
+    groups = [{"models": ["LSTM", "snnTorch Leaky"], "families": [family]}]
+    monkeypatch.setattr(experiment, "plan", lambda: {**PLAN, "memory": {**PLAN["memory"], "groups": groups}})
     runs = [quickly("memory", tmp_path / str(jobs), "--jobs", jobs, draw=False)[0]["runs"] for jobs in (1, 2)]
-    one, other = (sorted(({**run, "seconds": 0} for run in each), key=lambda run: run["model"]) for each in runs)
-    assert one == other and [run["model"] for run in one] == ["LIF", "LSTM", "snnTorch Leaky"]
+    one, other = ([{**run, "seconds": 0} for run in each] for each in runs)
+    assert one == other
+    assert [run["model"] for run in one] == ["LSTM", "snnTorch Leaky"]
+
+
+def test_the_experiments_with_many_runs_are_those_that_take_jobs():
+    takes = {name for name, path in EXPERIMENTS.items() if "jobs" in inspect.signature(resolve_name(path)).parameters}
+    assert takes == set(command_line.MANY_RUNS)
 
 
 @pytest.mark.parametrize(
