@@ -6,22 +6,24 @@ import pytest
 import torch
 from golden.make import BATCH, FEATURES, MODULES
 
-# The other neurons go the way of LIF.
-ALIKE = ("KLIF", "LSTMLIF", "TCLIF", "KLIFNode", "LSTMLIFNode", "TCLIFNode")
-TESTED = [(host, name) for host, modules in MODULES.items() for name in modules() if name not in ALIKE]
+# The others go the way of one of these.
+TESTED = {
+    "snntorch": ("LIF", "SynapticLIF", "GatedSynapticLayer", "SkipRecurrent", "AdaptiveSkipRecurrent"),
+    "spikingjelly": ("LIFNode", "GatedSynapticNode", "AdaptiveSkipRecurrentContainer"),
+}
 
 
 # What torch's own compiler does and uses although torch deprecates it: a Function's context, .grad of the states.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
-@pytest.mark.parametrize(("host", "name"), TESTED)
+@pytest.mark.parametrize(("host", "name"), [(host, name) for host, names in TESTED.items() for name in names])
 def test_a_sequence_and_its_gradients_are_those_of_eager_mode(host, name):
     torch.compiler.reset()
     torch.manual_seed(1)
     module = MODULES[host]()[name]()
     eager = copy.deepcopy(module)
-    inputs = 2 if name in ("GatedSynaptic", "GatedSynapticNode") else 1
+    inputs = 2 if name == "GatedSynapticNode" else 1
     x = [(2 * torch.rand(3, BATCH, FEATURES)).requires_grad_() for _ in range(inputs)]
     results = []
     for run, parameters in ((torch.compile(module, backend="aot_eager"), module), (eager, eager)):
