@@ -130,7 +130,7 @@ def test_a_failed_run_is_listed_and_not_tried_again_and_the_budget_ends_it(tmp_p
     assert capsys.readouterr().out.count("stopped: the runs have taken 1.00 of 1 hours") == 2
 
 
-@pytest.mark.parametrize("error", [DataError, Missing, KeyError])
+@pytest.mark.parametrize("error", [DataError, Missing, KeyError, sequence.BackendUnavailable, torch.OutOfMemoryError])
 def test_missing_data_and_mistakes_are_no_failed_runs(tmp_path, error):
     def train(model):
         raise error("not there")

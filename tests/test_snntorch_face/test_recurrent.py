@@ -9,6 +9,7 @@ import io
 import pickle
 import re
 import weakref
+from collections import OrderedDict
 
 import pytest
 import snntorch as snn
@@ -907,7 +908,9 @@ def test_a_compiled_sequence_may_have_another_length_and_batch(connection):
 
 
 @fails_up_to("2.6", "torch.export says it in its own words")
-def test_an_exported_program_has_no_learned_span():
+def test_an_exported_program_has_no_learned_span(monkeypatch):
+    # Up to torch 2.11 an export that fails leaves its hooks behind, for every module there is.
+    monkeypatch.setattr(nn.modules.module, "_global_buffer_registration_hooks", OrderedDict())
     module = make("LIF", "hard", torch.float32, init_hidden=True).eval()
     with pytest.raises(Exception, match=r"an exported program has one span.*lags\.span\(\)"):
         torch.export.export(module, data("LIF", BATCH, dtype=torch.float32), strict=False)

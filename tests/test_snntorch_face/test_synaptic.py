@@ -16,7 +16,6 @@ import snntorch as snn
 import torch
 from snntorch import functional as SF
 from snntorch import utils
-from support import fails_up_to
 from torch import nn
 
 from snn_ext.core import surrogate
@@ -708,7 +707,6 @@ def test_several_levels_are_counted_in_the_neuron_s_threshold(name):
             OTHERS[name](spike_grad=MultiBit(threshold=threshold), **settings)
 
 
-@fails_up_to("2.11", "an export that failed before leaves a hook behind", strict=False)
 def test_several_levels_are_compiled_into_one_graph():
     torch.compiler.reset()
     module, expected = (SynapticLIF(0.5, init_hidden=True, reset_decay=True, levels=9) for _ in range(2))
