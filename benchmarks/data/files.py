@@ -206,13 +206,28 @@ def unpack(file: File, root: Path, check: bool = True) -> None:
                     packed.extractall(folder)
             else:
                 with tarfile.open(path) as packed:
-                    packed.extractall(folder, filter="data")
+                    _extract(packed, folder)
             if not (Path(made) / file.unpacked).exists():
                 raise DataError(f"{path} has no {file.unpacked} in it; it is another archive. Fetch it again")
             (root / file.unpacked).parent.mkdir(parents=True, exist_ok=True)
             keep_first(Path(made) / file.unpacked, root / file.unpacked)
     except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
         raise DataError(f"{path} could not be unpacked: {error}. Fetch it again, or unpack it by hand") from error
+
+
+def _extract(packed: tarfile.TarFile, folder: Path) -> None:
+    """Unpack files and folders of an archive, none of them out of ``folder``.
+
+    Raises:
+        TarError: one of them would be.
+    """
+    members = [one for one in packed if one.isfile() or one.isdir()]
+    for one in members:
+        if not (folder / one.name).resolve().is_relative_to(folder.resolve()):
+            raise tarfile.TarError(f"{one.name} would be unpacked outside of the folder")
+    # Python 3.11 has filters from 3.11.4 on.
+    packed.extraction_filter = getattr(tarfile, "data_filter", None)
+    packed.extractall(folder, members)
 
 
 def keep_first(made: Path, place: Path) -> None:
