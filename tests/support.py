@@ -5,10 +5,15 @@ The helpers run the torch reference unless another backend is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import multiprocessing
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
@@ -29,6 +34,39 @@ def fails_up_to(release: str, why: str = "torch.compile does not follow it there
     """
     ours, last = (tuple(int(part) for part in one.split(".")[:2]) for one in (torch.__version__, release))
     return pytest.mark.xfail(ours <= last, strict=strict, reason=why)
+
+
+@contextmanager
+def two_processes(work: Callable[[int], Any], told: Path) -> Iterator[None]:
+    """Beside them goes what is inside; then both have ended well, and ``told / "RANK.pt"`` holds ``work(rank)``.
+
+    They are made by a server that has imported torch and nothing else: a fork of this process could wait for ever for
+    a lock that one of its threads held.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["snn_ext.snntorch", "snn_ext.spikingjelly"])
+    running = [context.Process(target=_one_of_two, args=(rank, port, work, told)) for rank in range(2)]
+    for process in running:
+        process.start()
+    try:
+        yield
+        for process in running:
+            process.join(120)
+        assert [process.exitcode for process in running] == [0, 0]
+    finally:
+        for process in running:
+            process.kill()
+            process.join()
+
+
+def _one_of_two(rank: int, port: str, work: Callable[[int], Any], told: Path) -> None:
+    torch.set_num_threads(1)
+    own = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
+    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    torch.save(work(rank), told / f"{rank}.pt")
 
 
 CARRIES = ("after_reset", "before_reset")

@@ -1,17 +1,13 @@
 """DistributedDataParallel over two processes: the gradients of the joint batch; states of a process are its own."""
 
-import multiprocessing
-import os
 import runpy
-import socket
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from spikingjelly.activation_based import functional
-from support import identical
+from support import identical, two_processes
 from torch import distributed, nn
 
 from snn_ext import snntorch, spikingjelly
@@ -20,8 +16,6 @@ from snn_ext.training import step_temperature
 EXAMPLE = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "examples" / "torchrun.py"))
 UPDATES, STEPS, BATCH = 4, 12, 6
 GATED = {"norm": None, "range_mode": "ema_sequence", "levels": 16, "dead_zone": 0}
-# From Python 3.12 on a fork beside threads is said to be deprecated.
-pytestmark = pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
 
 
 def of_snntorch():
@@ -82,35 +76,6 @@ def trained(host, part, wrap=lambda net: net):
         step_temperature(net)
         grads.append([parameter.grad.clone() for parameter in net.parameters()])
     return {"grads": grads, "parameters": [one.detach() for one in net.parameters()], "held": held(net)}
-
-
-def one_of_two(rank, port, work, told):
-    """Call ``work(rank)`` as one of two processes."""
-    torch.set_num_threads(1)
-    own = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
-    torch.save(work(rank), told / f"{rank}.pt")
-
-
-@contextmanager
-def two_processes(work, told):
-    """Beside them goes what is inside; then both have ended well."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    context = multiprocessing.get_context("fork")  # which need not import everything again
-    running = [context.Process(target=one_of_two, args=(rank, port, work, told)) for rank in range(2)]
-    for process in running:
-        process.start()
-    try:
-        yield
-        for process in running:
-            process.join(120)
-        assert [process.exitcode for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
-            process.join()
 
 
 def both_hosts(rank):

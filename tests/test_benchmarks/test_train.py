@@ -2,13 +2,13 @@
 
 import csv
 import json
-import multiprocessing
 import os
-import socket
+from functools import partial
 from itertools import chain
 
 import pytest
 import torch
+from support import two_processes
 from test_benchmarks import small
 
 from benchmarks import hosts
@@ -269,11 +269,8 @@ def _freeze(norm):
     norm.train = lambda mode=True: norm
 
 
-def part_of_two(rank, port, folder):
-    """One of two processes."""
-    torch.set_num_threads(1)
-    own = {"WORLD_SIZE": "2", "RANK": str(rank), "LOCAL_RANK": str(rank), "GLOO_SOCKET_IFNAME": "lo"}
-    os.environ.update(own, MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+def part_of_two(folder, rank):
+    """What one of two processes does."""
     with train.processes("cpu") as place:
         assert (place.rank, place.world) == (rank, 2)
         for name in TOGETHER:
@@ -283,28 +280,13 @@ def part_of_two(rank, port, folder):
         overrides = {"training.epochs": 1, "quantiser.range_mode": "ema_sequence"}
         made = small.training("ponghiran_roy_2022", "timit", "baseline", **overrides)
         fit(made, folder / "norm", place, say=say)
-        torch.save(made.net.state_dict(), folder / f"{rank}.pt")
+        return made.net.state_dict()
 
 
-@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of a fork, from Python 3.12 on
 def test_two_processes_train_as_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    context = multiprocessing.get_context("fork")  # which need not import everything again
-    running = [context.Process(target=part_of_two, args=(rank, port, tmp_path)) for rank in range(2)]
-    for process in running:
-        process.start()
-    try:
+    with two_processes(partial(part_of_two, tmp_path), tmp_path):
         for name in TOGETHER:
             fit(together(name), tmp_path / "alone" / name, say=quietly)
-        for process in running:
-            process.join(60)
-        assert [process.exitcode for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
-            process.join()
     for name in TOGETHER:
         ours, theirs = state(tmp_path / name), state(tmp_path / "alone" / name)
         begun = together(name).net.state_dict()
