@@ -11,7 +11,7 @@ from typing import Any
 
 PARTS = ("neurons", "layers", "recurrent", "networks", "scaling")
 """Of the speed command; here too, so that --help does not import torch."""
-MANY_RUNS = ("memory", "digits_784")
+MANY_RUNS = ("memory", "digits_784", "fashion")
 """The experiments that take a device and run several at once."""
 
 

@@ -31,14 +31,16 @@ def versions() -> dict[str, str]:
 
 @cache
 def commit() -> str:
-    """Of the checkout that this is, with ``+`` where files differ from it; ``"unknown"`` without git."""
+    """Of the checkout that this is, with ``+`` where files but results differ from it; ``"unknown"`` without git."""
 
     def git(*asked: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *asked]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--porcelain", "--untracked-files=no"))
+        # Results are written while they are made.
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ":/", ":(top,exclude)benchmarks/results")
+        return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 
@@ -60,6 +62,11 @@ def machine(gpu: bool = False) -> dict[str, Any]:
         "memory": os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"),
     }
     return found | {"gpu": torch.cuda.get_device_name()} if gpu else found
+
+
+def gpu(device: str) -> dict[str, str]:
+    """What a run on ``"cuda"`` says of it: ``{gpu, torch}``; nothing of one on ``"cpu"``."""
+    return {} if device == "cpu" else {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
 
 
 def quiet() -> dict[str, float | None]:

@@ -25,8 +25,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from snn_ext import sequence
 
 from .. import machine
@@ -124,8 +122,7 @@ def table(result: Mapping[str, Any]) -> Iterator[str]:
 
 def train(task_of: Callable[[str], Task], parameters: int, device: str, task: str, **of: Any) -> dict[str, Any]:
     """One run on a device; an entry of ``runs`` without ``part``."""
-    found = {"task": task, **trial.train(task_of(task).to(device), parameters=parameters, **of)}
-    return found if device == "cpu" else found | {"gpu": torch.cuda.get_device_name(), "torch": torch.__version__}
+    return {"task": task, **trial.train(task_of(task).to(device), parameters=parameters, **of), **machine.gpu(device)}
 
 
 def run(
@@ -183,8 +180,7 @@ def run(
 
     hours = settings["hours"] if budget is None else budget
     trained = partial(train, task_of, settings["parameters"], device)
-    with experiment.one_thread():
-        experiment.complete(path, result, KEY, following, trained, hours, jobs)
+    experiment.complete(path, result, KEY, following, trained, hours, jobs)
     print(*table(result), sep="\n")
     if out is not None:
         from .. import plots

@@ -84,8 +84,7 @@ def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, 
         parts = {"train": found.train.batch(), "validation": found.test.batch(), "test": found.test.batch()}
     hours = settings["hours"] if budget is None else budget
     train = partial(fashion.train, parts, section)
-    with experiment.one_thread():
-        experiment.complete(json_path, result, KEY, lambda runs: wanted(section), train, hours)
+    experiment.complete(json_path, result, KEY, lambda runs: wanted(section), train, hours)
     frames = list(parts["train"][0].transpose(0, 1).shape)
     print(f"{note}; frames {frames}")
     for one in result["runs"]:

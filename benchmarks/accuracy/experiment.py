@@ -63,7 +63,7 @@ def opened(path: Path, settings: Mapping[str, Any], head: Callable[[], Mapping[s
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def _one_thread() -> Iterator[None]:
     """Within it torch computes with one thread: the number of threads would change the order of sums."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -82,7 +82,7 @@ def complete(
     hours: float | None = None,
     jobs: int = 1,
 ) -> None:
-    """Run what is missing, and write the file after each.
+    """Run what is missing, each run with one thread, and write the file after each.
 
     A run that fails as computations do is kept as ``{..., "failed": reason}`` and not tried again; take it
     out of the file to do so. Every run has the ``"seconds"`` of the processor and the ``"commit"`` of
@@ -114,7 +114,7 @@ def complete(
 
     stopped = False
     error: BaseException | None = None
-    with _here() if jobs == 1 else _processes(jobs) as start:
+    with _one_thread(), _here() if jobs == 1 else _processes(jobs) as start:
         while True:
             while len(going) < jobs and not stopped and (one := following()) is not None:
                 spent = sum(one.get("seconds", 0.0) for one in runs) / 3600

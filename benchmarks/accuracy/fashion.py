@@ -15,9 +15,10 @@ figure.
 The file of ``--json`` holds::
 
     task      {name, split, note, source, licence}
-    settings  the section of plan.json, hours, quick, device: CUDA where there is one
-    versions, machine; on CUDA also machine.gpu
+    settings  the section of plan.json, hours, quick
+    versions, machine
     runs      [{host, model, rate, seed, part, parameters, curve, validation, test, k, firing, weights, seconds}]
+      gpu, torch  of a run that was trained on a GPU; the others ran on the machine and with the torch above
       part     "search", "seeds" or "host"
       k        of every layer of the net that is tested; empty where there is none
       firing   of every layer of neurons, on the first 500 test images
@@ -30,13 +31,14 @@ import copy
 import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from snn_ext import sequence
 from snn_ext.core import surrogate
 
 from .. import data, machine
@@ -269,43 +271,61 @@ def _hosts(runs: Runs, model: str) -> Iterator[str]:
         yield f"{model}, seed {here['seed']}, the same initial weights and batches: test {tests}; in the end {same}"
 
 
-def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, budget: float | None) -> int:
-    """The command: run what is missing in the file, one at a time, then print and draw."""
+@cache
+def _data(path: Path | None, quick: bool) -> data.DataSet:
+    """The images, read once in a process; a smaller file is for trying this out only."""
+    return data.load("fashion", path, check=not quick, form="image")
+
+
+def _held(found: data.DataSet) -> dict[str, Any]:
+    named = {"train": found.train, "validation": found.validation, "test": found.test}
+    return {name: part for name, part in named.items() if part is not None}
+
+
+@cache
+def _parts(path: Path | None, quick: bool, device: str) -> Mapping[str, tuple[Tensor, Tensor]]:
+    held = _held(_data(path, quick))
+    batches = {name: part.batch(range(min(len(part), 40)) if quick else None) for name, part in held.items()}
+    return {name: (x.to(device), y.to(device)) for name, (x, y) in batches.items()}
+
+
+def _trained(path: Path | None, quick: bool, device: str, section: Mapping[str, Any], **of: Any) -> dict[str, Any]:
+    """One run of the experiment, on a device; an entry of ``runs`` without ``part``."""
+    return {**train(_parts(path, quick, device), section, **of), **machine.gpu(device)}
+
+
+def run(
+    json_path: Path,
+    quick: bool,
+    out: Path | None,
+    data_path: Path | None,
+    budget: float | None,
+    device: str = "cpu",
+    jobs: int = 1,
+) -> int:
+    """The command: run what is missing in the file, then print and draw.
+
+    Raises:
+        BackendUnavailable: ``device="cuda"`` without what the kernels need there.
+    """
+    if device == "cuda":
+        sequence.check_backend("cupy")
     for package in ("snntorch", "spikingjelly", *(["matplotlib"] if out else [])):
         require(package, "snntorch,spikingjelly,bench")
     plan = experiment.plan()
     section = dict(plan["fashion"])
     if quick:
         section.update(epochs=1, seeds=section["seeds"][:1], rates=section["rates"][:1])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    settings = {**section, "hours": plan["hours"]["fashion"], "quick": quick, "device": device.type}
-    # A smaller file is for trying this out only.
-    found = data.load("fashion", data_path, check=not quick, form="image")
-    named = {"train": found.train, "validation": found.validation, "test": found.test}
-    held = {name: part for name, part in named.items() if part is not None}
-    split = " / ".join(f"{len(part)} {name}" for name, part in held.items())
+    settings = {**section, "hours": plan["hours"]["fashion"], "quick": quick}
+    found = _data(data_path, quick)
+    split = " / ".join(f"{len(part)} {name}" for name, part in _held(found).items())
     task = {"name": found.name, "split": split, "note": found.note, "source": found.source, "licence": found.licence}
-    result = experiment.opened(
-        json_path, settings, lambda: {"task": task, "machine": machine.machine(gpu=device.type == "cuda")}
-    )
+    result = experiment.opened(json_path, settings, lambda: {"task": task, "machine": machine.machine()})
     if result is None:
         return 1
-
-    @cache
-    def parts() -> Mapping[str, tuple[Tensor, Tensor]]:
-        batches = {name: part.batch(range(min(len(part), 40)) if quick else None) for name, part in held.items()}
-        return {name: (x.to(device), y.to(device)) for name, (x, y) in batches.items()}
-
     hours = settings["hours"] if budget is None else budget
-    with experiment.one_thread():
-        experiment.complete(
-            json_path,
-            result,
-            KEY,
-            lambda runs: wanted(section, runs),
-            lambda **of: train(parts(), section, **of),
-            hours,
-        )
+    trained = partial(_trained, data_path, quick, device, section)
+    experiment.complete(json_path, result, KEY, partial(wanted, section), trained, hours, jobs)
     print(*table(result), sep="\n")
     if out is not None:
         from .. import plots

@@ -24,6 +24,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,15 +134,7 @@ def run(json_path: Path, quick: bool, out: Path | None, data_path: Path | None, 
     if result is None:
         return 1
     hours = settings["hours"] if budget is None else budget
-    with experiment.one_thread():
-        experiment.complete(
-            json_path,
-            result,
-            KEY,
-            lambda runs: wanted(section, runs),
-            lambda **of: train(task, section, **of),
-            hours,
-        )
+    experiment.complete(json_path, result, KEY, partial(wanted, section), partial(train, task, section), hours)
     print(*table(result), sep="\n")
     if out is not None:
         from .. import plots

@@ -428,7 +428,7 @@ def test_the_experiments_with_many_runs_are_those_that_take_jobs():
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--experiment", "fashion", "--jobs", "2"], "--jobs does not go with --experiment fashion"),
+        (["--experiment", "initial", "--jobs", "2"], "--jobs does not go with --experiment initial"),
         (["--experiment", "events", "--device", "cpu"], "--device does not go with --experiment events"),
         (["--experiment", "memory", "--device", "mps"], "--device of an experiment is cpu or cuda, not mps"),
         (["--experiment", "memory", "--jobs", "0"], "a whole number of at least 1, not '0'"),
