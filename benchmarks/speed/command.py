@@ -10,8 +10,9 @@ The file of ``--json`` holds::
     settings  {backend, device, threads, rounds, budget, compile_seconds, names, shapes}: as asked; seconds
     versions  {python, snn_ext, torch, numpy, snntorch, spikingjelly, compiler}
     machine   {system, processor, cores, last_level_cache, memory}; on cuda also gpu
-    quiet     {before, after}: {load_average, pressure_avg10_percent}, before the first part and after the last
-    parts     {name: {runs: [{threads, allocator, ...}], ...}}: see the module of the part
+    parts     {name: {runs: [{threads, allocator, ...}], ..., commit, quiet}}: see the module of the part
+      commit  of the code, with + where files differed from it
+      quiet   {before, after}: {load_average, pressure_avg10_percent}
 
 It is written after each part. A run that was cut short goes on with the parts that are missing when it is started
 again with the same file and settings.
@@ -43,7 +44,8 @@ PARTS: Mapping[str, ModuleType] = {
     "scaling": scaling,
 }
 """By name a module with ``measure_all(settings)``, one entry of ``runs``, and of the whole part ``table`` (Markdown)
-and ``figures`` (per condition); where it has any, ``measure_once(settings, run)`` and ``pictures(part, folder)``."""
+and ``figures`` (per condition); where it has any, ``measure_once(settings, run)`` and ``pictures(part, folder, name)``,
+whose files begin with that name."""
 
 
 def conditions(settings: Settings, threads: Sequence[int]) -> Iterator[tuple[Settings, str]]:
@@ -90,7 +92,7 @@ def opened(path: Path | None, settings: Settings, threads: Sequence[int]) -> dic
     }
     about = json.loads(json.dumps(about))
     if path is None or not path.is_file():
-        return {**about, "quiet": {"before": machine.quiet()}, "parts": {}}
+        return {**about, "parts": {}}
     result = read(path)
     if differing := [name for name, value in about.items() if result[name] != value]:
         raise report.ResultsError(f"{path} was made with other {', '.join(differing)}; name another file, or remove it")
@@ -126,7 +128,7 @@ def markdown(result: Mapping[str, Any], parts: Sequence[str]) -> Iterator[str]:
         yield "- QUICK: small shapes, two rounds; the numbers mean nothing"
     for name in parts:
         if name in result["parts"]:
-            yield from ("", f"## {name.capitalize()}")
+            yield from ("", f"## {name.capitalize()}", "", report.measured_at(result["parts"][name]))
             yield from PARTS[name].table(result["parts"][name])
 
 
@@ -165,6 +167,9 @@ def run(
     """
     parts = [name for name in PARTS if name in (parts or PARTS)]
     asked = report.targets(targets)
+    if asked is not None and not asked["parts"].keys() & set(parts):
+        there = ", ".join(asked["parts"])
+        raise report.TargetsError(f"{targets} has none for {', '.join(parts)}; it has some for {there}")
     if out is not None:
         require("matplotlib", "bench")
     if read_path is not None:
@@ -184,28 +189,45 @@ def run(
         )
         result = opened(json_path, settings, threads)
         for name in (name for name in parts if name not in result["parts"]):
-            result["parts"][name] = json.loads(json.dumps(measure(name, settings, threads)))
-            result["quiet"]["after"] = machine.quiet()
+            before = machine.quiet()
+            part = measure(name, settings, threads)
+            part |= {"commit": machine.commit(), "quiet": {"before": before, "after": machine.quiet()}}
+            result["parts"][name] = json.loads(json.dumps(part))
             if json_path is not None:
                 experiment.write(json_path, result)
     print(*markdown(result, parts), sep="\n")
     if out is not None:
         save(result, parts, out)
-    reached = True
-    if asked is not None:
-        for name in parts:
-            found = PARTS[name].figures(result["parts"][name]) if name in result["parts"] else {}
-            reached = report.check(asked, name, found) and reached
+    reached = asked is None or compare(result, parts, asked, out)
     return int(not reached or wrong(result, parts))
 
 
+def compare(result: Mapping[str, Any], parts: Sequence[str], asked: Mapping[str, Any], folder: Path | None) -> bool:
+    """Print every target of the parts with what was measured, and write ``speed_targets.md``; whether all were reached.
+
+    Raises:
+        TargetsError: nothing was measured under the conditions of the targets.
+    """
+    figures = {name: PARTS[name].figures(result["parts"][name]) for name in parts if name in result["parts"]}
+    gate = report.condition(asked["conditions"])
+    if not any(gate in of for of in figures.values()):
+        there = ", ".join(dict.fromkeys(condition for of in figures.values() for condition in of)) or "nothing"
+        raise report.TargetsError(f"the targets are for {gate}; the results have {there}")
+    checks = [check for name in parts for check in report.checks(asked, name, figures.get(name, {}))]
+    print(*(check.line() for check in checks), sep="\n")
+    if folder is not None:
+        (folder / "speed_targets.md").write_text("\n".join(report.of_checks(checks, gate)) + "\n")
+    return all(check.reached for check in checks)
+
+
 def save(result: Mapping[str, Any], parts: Sequence[str], folder: Path) -> None:
-    """Write ``speed.md`` and the pictures of the parts into a folder."""
+    """Write ``speed.md`` and the pictures of the parts into a folder; of a GPU ``speed_cuda.md``."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "speed.md").write_text("\n".join(markdown(result, parts)) + "\n")
-    for name in parts:
-        if name in result["parts"] and hasattr(PARTS[name], "pictures"):
-            PARTS[name].pictures(result["parts"][name], folder)
+    name = "speed_cuda" if result["settings"]["device"] == "cuda" else "speed"
+    (folder / f"{name}.md").write_text("\n".join(markdown(result, parts)) + "\n")
+    for part in parts:
+        if part in result["parts"] and hasattr(PARTS[part], "pictures"):
+            PARTS[part].pictures(result["parts"][part], folder, name)
 
 
 def readme(result: Mapping[str, Any]) -> str:

@@ -460,7 +460,8 @@ def measure(network: Network, settings: Settings) -> dict[str, Any]:
     made, _ = built(network, backend, torch.float32, device)
     x, target = (one.to(device) for one in network.data(network.steps, network.batch))
     layers = sum(name == "neuron" for name, _ in network.layers)
-    if (estimate := 20 + network.steps * layers) <= settings.compile_seconds:
+    estimate = 20 + network.steps * layers
+    if settings.main and estimate <= settings.compile_seconds:
         torch._dynamo.reset()
         started = time.perf_counter()
         column = made["eager by hand"]
@@ -468,9 +469,7 @@ def measure(network: Network, settings: Settings) -> dict[str, Any]:
         loss_of(made["torch.compile"], x, target).backward()
         result["compile_seconds"] = time.perf_counter() - started
     else:
-        result["left_out"]["torch.compile"] = (
-            f"it unrolls T: about {estimate} s to compile, allowed are {settings.compile_seconds:g} (--compile)"
-        )
+        result["left_out"]["torch.compile"] = timing.uncompiled(estimate, settings)
     result["rates"] = _rates(made["eager by hand"], x)
     with torch.no_grad():
         losses = {name: loss_of(column, x, target).item() for name, column in made.items() if column.compared}
@@ -484,7 +483,7 @@ def measure(network: Network, settings: Settings) -> dict[str, Any]:
 def compared(found: Sequence[timing.Round], columns: Sequence[str] | Mapping[str, Any]) -> dict[str, Any]:
     """``seconds`` and ``ratios``: everything against ours, a host's own neurons against ours in that host."""
     loops = [name for name in BY_HAND if name in columns]
-    eager = min(loops, key=lambda name: timing.seconds(found, name).median)
+    eager = timing.eager_loop(found, loops, OURS)
     ratios = {}
     for ours in (name for name in OURS if name in columns):
         host = ours.rpartition(" ")[2]

@@ -48,7 +48,7 @@ from ..hosts import Missing, require
 from . import report, timing
 from .cases import CASES, QUICK, SHAPES, Built, Case, Shape
 from .report import Figures, Run, condition, label
-from .timing import Call, Settings, Spread, Traffic
+from .timing import LEAST_ROUNDS, Call, Settings, Spread, Traffic
 
 OVERHEAD: Shape = (4, 16)
 PASSES = ("forward", "forward+backward")
@@ -136,7 +136,7 @@ def timed(name: str, columns: Mapping[str, Built], x: Tensor, grad: Tensor, sett
         calls = {column: partial(step, built, x, grad) for column, built in columns.items()}
     found = timing.interleaved(calls, settings.rounds, settings.budget, settings.device)
     loops = [loop for loop in ("eager reference", "eager by hand") if loop in columns]
-    eager = min(loops, key=lambda loop: timing.seconds(found, loop).median)
+    eager = timing.eager_loop(found, loops, ["ours"])
     against = {"eager loop": eager} | {column: column for column in columns if column != "ours"}
 
     def median(quantity: str) -> dict[str, float]:
@@ -166,7 +166,8 @@ def measure(case: Case, shape: Shape, settings: Settings) -> dict[str, Any]:
     if result["red"]:
         return result
     # Measured: 15 to 26 s for 4 steps, 27 s for 20, 100 to 135 s for 100.
-    if (estimate := 20 + shape[0]) <= settings.compile_seconds:
+    estimate = 20 + shape[0]
+    if settings.main and estimate <= settings.compile_seconds:
         torch._dynamo.reset()
         built = columns["torch.compile"] = built_on(settings.device, lambda: case.plain(torch.compile))
         started = time.perf_counter()
@@ -178,9 +179,7 @@ def measure(case: Case, shape: Shape, settings: Settings) -> dict[str, Any]:
         result["spikes_differ"]["torch.compile"] = (compiled != want).float().mean().item()
         del compiled, want
     else:
-        result["left_out"]["torch.compile"] = (
-            f"it unrolls T: about {estimate} s to compile, allowed are {settings.compile_seconds:g} (--compile)"
-        )
+        result["left_out"]["torch.compile"] = timing.uncompiled(estimate, settings)
     result["passes"] = {name: timed(name, columns, x, grad, settings) for name in PASSES}
     kernels = kernel_only(case, x, grad, settings) if settings.backend != "torch" and "ours" in columns else {}
     result["bandwidth"] = bandwidth(x.numel(), kernels, settings)
@@ -431,7 +430,7 @@ def _figures(run: Run) -> dict[str, tuple[float, str]]:
 def readme(part: Mapping[str, Any]) -> Iterator[str]:
     """The README's table of "How fast": forward and backward, default allocator / warm pages, the most threads.
 
-    Medians. A cell is empty where a column was not timed.
+    Medians, with * those of fewer than three rounds. A cell is empty where a column was not timed.
     """
     threads = max(run["threads"] for run in part["runs"])
     columns = {
@@ -453,5 +452,5 @@ def readme(part: Mapping[str, Any]) -> Iterator[str]:
         row = [f"{shape[0]}, {label(shape[1:])}"]
         for neuron, figure in columns.values():
             found = [cases.get((neuron, shape, allocator), {}).get(figure) for allocator in timing.ALLOCATORS]
-            row.append(" / ".join(f"{ratio[1]:.3g}" for ratio in found if ratio))
+            row.append(" / ".join(f"{ratio[1]:.3g}" + "*" * (ratio[3] < LEAST_ROUNDS) for ratio in found if ratio))
         yield "| " + " | ".join(row) + " |"

@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Figures = Mapping[str, tuple[float, str]]
 """By name: what was measured, and what to know about it."""
@@ -33,14 +33,20 @@ def condition(run: Run) -> str:
 
 
 def header(result: Mapping[str, Any]) -> Iterator[str]:
-    """Versions and machine, and how quiet it was."""
+    """Versions and machine."""
     system = result["machine"]
     yield ", ".join(f"{name} {value}" for name, value in result["versions"].items())
     yield f"{system['processor']}, {system['cores']} cores, last-level cache {system['last_level_cache']} bytes"
     if "gpu" in system:
         yield system["gpu"]
-    for when, state in result["quiet"].items():
-        yield f"machine {when}: load {state['load_average']:.2f}, work waited {state['pressure_avg10_percent']} %"
+
+
+def measured_at(part: Mapping[str, Any]) -> str:
+    """The commit of a part, and how quiet the machine was."""
+    return f"Measured at {part['commit']}. " + ". ".join(
+        f"Machine {when}: load {state['load_average']:.2f}, work waited {state['pressure_avg10_percent']} %"
+        for when, state in part["quiet"].items()
+    )
 
 
 def of_ratio(ratio: Sequence[float]) -> tuple[float, str]:
@@ -152,8 +158,27 @@ def targets(path: Path | None) -> dict[str, Any] | None:
     return found
 
 
-def check(asked: Mapping[str, Any], part: str, figures: Mapping[str, Figures]) -> bool:
-    """Print required, measured and what bounds it for every target of a part; whether all were reached.
+class Check(NamedTuple):
+    """A target, and what was measured under its conditions."""
+
+    figure: str
+    required: str
+    measured: str
+    """``"nothing"``, or a number; the other conditions beside it."""
+    note: str
+    bounded_by: str
+    reached: bool
+
+    def line(self) -> str:
+        """In one line."""
+        return (
+            f"{'reached' if self.reached else 'SHORT  '} {self.figure}: required {self.required}, measured "
+            f"{self.measured}; {self.note}; bounded by: {self.bounded_by}"
+        )
+
+
+def checks(asked: Mapping[str, Any], part: str, figures: Mapping[str, Figures]) -> Iterator[Check]:
+    """Required, measured and what bounds it, for every target of a part.
 
     Args:
         asked: from :func:`targets`.
@@ -163,21 +188,24 @@ def check(asked: Mapping[str, Any], part: str, figures: Mapping[str, Figures]) -
     """
     gate = condition(asked["conditions"])
     here = figures.get(gate, {})
-    reached = True
     for group in asked["parts"].get(part, ()):
         for target in group["targets"]:
             name, least, most = target["figure"], target.get("at_least", -math.inf), target.get("at_most", math.inf)
             value, note = here.get(name, (math.nan, f"not measured with {gate}"))
-            good = least <= value <= most
-            reached = reached and good
             required = f">= {least:g}" if "at_least" in target else f"<= {most:g}"
             required += f" (stretch {target['stretch']:g})" if "stretch" in target else ""
             beside = "".join(
                 f"; {other} {found[name][0]:.3g}" for other, found in figures.items() if other != gate and name in found
             )
             measured = f"{value:.3g}{beside}" if name in here else "nothing"
-            print(
-                f"{'reached' if good else 'SHORT  '} {name}: required {required}, measured {measured}; {note}; "
-                f"bounded by: {group['bounded_by']}"
-            )
-    return reached
+            yield Check(name, required, measured, note, group["bounded_by"], least <= value <= most)
+
+
+def of_checks(found: Sequence[Check], gate: str) -> Iterator[str]:
+    """Every target in Markdown, what falls short first."""
+    yield f"# Targets of speed: {sum(check.reached for check in found)} of {len(found)} reached ({gate})"
+    for title, reached in (("Short", False), ("Reached", True)):
+        rows = [(c.figure, c.required, c.measured.split(";")[0], c.bounded_by) for c in found if c.reached is reached]
+        if rows:
+            yield from ("", f"## {title}", "")
+            yield from grid(["figure", "required", "measured", "bounded by"], rows)

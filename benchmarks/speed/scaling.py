@@ -131,8 +131,8 @@ def figures(part: Mapping[str, Any]) -> dict[str, report.Figures]:
     return report.of_cases(part["runs"], ", ")
 
 
-def pictures(part: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Save ``speed_scaling_T.png`` and ``speed_scaling_N.png`` of the last run with the default allocator."""
+def pictures(part: Mapping[str, Any], folder: Path, name: str) -> list[Path]:
+    """Save ``NAME_scaling_T.png`` and ``NAME_scaling_N.png`` of the last run with the default allocator."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -145,23 +145,23 @@ def pictures(part: Mapping[str, Any], folder: Path) -> list[Path]:
         with matplotlib.rc_context(STYLE):
             figure = Figure(figsize=(11, 4.4), layout="constrained")
             grid = figure.subplots(1, 2, sharey=True)
-            for axes, name in zip(grid, neurons.PASSES, strict=True):
-                found = curves(run, over, name)
+            for axes, which in zip(grid, neurons.PASSES, strict=True):
+                found = curves(run, over, which)
                 looks = dict.fromkeys(label.split(",")[0] for label in found)
                 for label, points in found.items():
                     column = list(looks).index(label.split(",")[0])
                     style = "--" if label.endswith(f"2^{math.log2(WIDEST):.0f} neurons") else "-"
                     axes.plot(*zip(*points, strict=True), style, marker="o", color=colours[column], label=label)
-                if name in run["floor_seconds"]:
-                    floor = run["floor_seconds"][name] * 1e9
+                if which in run["floor_seconds"]:
+                    floor = run["floor_seconds"][which] * 1e9
                     axes.axhline(floor, color="black", linestyle=":", label="memory bandwidth of a triad")
-                axes.set(title=f"LIF, {name}", xlabel=axis, xscale="log", yscale="log")
+                axes.set(title=f"LIF, {which}", xlabel=axis, xscale="log", yscale="log")
                 axes.grid(alpha=0.25)
             grid[0].set_ylabel("ns an element-step")
             figure.legend(
                 *grid[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, handlelength=4
             )
             figure.suptitle(report.condition(run))
-            saved.append(folder / f"speed_scaling_{over}.png")
+            saved.append(folder / f"{name}_scaling_{over}.png")
             figure.savefig(saved[-1])
     return saved

@@ -31,6 +31,8 @@ from .. import machine
 Call = Callable[[], object]
 Round = dict[str, dict[str, float]]
 
+# Of one round nothing can be said; a budget does not take these.
+LEAST_ROUNDS = 3
 # Below this a call is repeated within its round, so that neither clock nor scheduler decides.
 _SHORTEST = 0.01
 
@@ -51,8 +53,8 @@ class Settings:
         device: ``"cpu"`` or ``"cuda"``.
         threads: torch's.
         rounds: of each case, after the first.
-        budget: seconds for one column of one case over all rounds.
-        compile_seconds: how long torch.compile may take for a case; 0 leaves it out.
+        budget: seconds for one column of one case over all rounds; three are run whatever they take.
+        compile_seconds: how long torch.compile may take for a case, under the main conditions; 0 leaves it out.
         quick: small shapes, to see that it runs.
         names: of the neurons, for the part ``neurons``; empty for all.
         shapes: ``[T, N, *]``, for the part ``neurons``; empty for the usual ones.
@@ -96,7 +98,8 @@ def interleaved(
     Args:
         calls: what to time, by name.
         rounds: how many rounds after the first, which warms up.
-        budget: seconds for one call over all rounds after the first. One that has used them up leaves the rest out.
+        budget: seconds for one call over all rounds after the first. One that has used them up leaves out what is
+            left after three.
         device: where they run; on ``"cuda"`` the wall clock is a pair of events.
         seed: of the orders.
 
@@ -109,7 +112,7 @@ def interleaved(
     repeats = dict.fromkeys(calls, 1)
     measured: list[Round] = []
     for number in range(rounds + 1):
-        order = [name for name in calls if number == 0 or spent[name] < budget]
+        order = [name for name in calls if number <= LEAST_ROUNDS or spent[name] < budget]
         draw.shuffle(order)
         current: Round = {}
         gc.collect()  # so that no call pays for another's garbage
@@ -154,10 +157,27 @@ def seconds(rounds: Sequence[Round], name: str) -> Spread:
 
 def ratio(rounds: Sequence[Round], slow: str, fast: str) -> Spread:
     """How many times as long ``slow`` takes as ``fast``: per round, where both are in it."""
-    pairs = [one[slow]["wall"] / one[fast]["wall"] for one in rounds[1:] if slow in one and fast in one]
-    if not pairs:  # one of them was left out after its first call: against the other's usual time
-        pairs = [seconds(rounds, slow).median / seconds(rounds, fast).median]
-    return Spread.of(pairs)
+    later = rounds[1:] or rounds
+    return Spread.of([one[slow]["wall"] / one[fast]["wall"] for one in later if slow in one and fast in one])
+
+
+def eager_loop(rounds: Sequence[Round], loops: Sequence[str], ours: Sequence[str]) -> str:
+    """The plain loop that is the baseline: the one whose ratio to ours is smallest, without ours the fastest.
+
+    Args:
+        rounds: from :func:`interleaved`.
+        loops: the names of plain loops.
+        ours: the names of ours, best known first; those that were not timed are passed over.
+    """
+    fast = next((name for name in ours if name in rounds[0]), None)
+    return min(loops, key=lambda loop: (seconds(rounds, loop) if fast is None else ratio(rounds, loop, fast)).median)
+
+
+def uncompiled(estimate: float, settings: Settings) -> str:
+    """Why the column of torch.compile is left out, which unrolls time."""
+    if settings.main:
+        return f"it unrolls T: about {estimate} s to compile, allowed are {settings.compile_seconds:g} (--compile)"
+    return "under the main conditions only"
 
 
 # ---------------------------------------------------------------- what the machine can do

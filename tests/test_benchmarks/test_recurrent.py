@@ -162,24 +162,22 @@ def made_up(fast=1.0):
 
 
 def checked(part):
-    return report.check(report.targets(TARGETS), "recurrent", recurrent.figures(part))
+    return list(report.checks(report.targets(TARGETS), "recurrent", recurrent.figures(part)))
 
 
-def test_targets_are_figures_that_are_measured(capsys):
-    assert checked(made_up()) is True
-    printed = capsys.readouterr().out
+def test_targets_are_figures_that_are_measured():
+    found = checked(made_up())
     count = sum(len(group["targets"]) for group in report.targets(TARGETS)["parts"]["recurrent"])
-    assert printed.count("reached ") == count == 11
-    assert "required >= 1.7 (stretch 2), measured 100; quartiles 100 to 100, rounds: 3; bounded by: the " in printed
-    assert checked(made_up(fast=200.0)) is False
-    assert "reached " not in capsys.readouterr().out
+    assert [check.reached for check in found] == [True] * count and count == 11
+    said = "required >= 1.7 (stretch 2), measured 100; quartiles 100 to 100, rounds: 3; bounded by: the "
+    assert any(said in check.line() for check in found)
+    assert not any(check.reached for check in checked(made_up(fast=200.0)))
 
 
-def test_one_target_that_falls_short_is_enough(capsys):
+def test_one_target_that_falls_short_is_enough():
     part = made_up()
     part["runs"][0]["cases"][2]["ratios"]["K 21: official loop / ours"][1] = 3.49
-    assert checked(part) is False
-    (short,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("SHORT "))
+    (short,) = (check.line() for check in checked(part) if not check.reached)
     assert short.startswith("SHORT   ASRC 784x64x256 forward+backward, K 21: official loop / ours: required >= 3.5, ")
 
 
@@ -188,7 +186,8 @@ def test_memory_can_be_a_target():
     for most, reached in ((6, True), (5.9, False)):
         groups = [{"bounded_by": "", "targets": [{"figure": figure, "at_most": most}]}]
         asked = {"conditions": {"threads": 2, "allocator": "default"}, "parts": {"recurrent": groups}}
-        assert report.check(asked, "recurrent", recurrent.figures(made_up())) is reached
+        (check,) = report.checks(asked, "recurrent", recurrent.figures(made_up()))
+        assert check.reached is reached
 
 
 # ---------------------------------------------------------------- memory, end to end

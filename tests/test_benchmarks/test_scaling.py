@@ -79,6 +79,6 @@ def test_table_figures_and_pictures(tmp_path):
     assert "| 2000, 1000     | 3    | 30.1          |       |" in printed
     assert "- forward at the triad's bandwidth: 1 ns an element-step" in printed
     assert scaling.figures(part)["2 threads, default"]["LIF 2x1000, forward: eager loop / ours"][0] == 9.0
-    saved = scaling.pictures(part, tmp_path)
-    assert [path.name for path in saved] == ["speed_scaling_T.png", "speed_scaling_N.png"]
+    saved = scaling.pictures(part, tmp_path, "speed_cuda")
+    assert [path.name for path in saved] == ["speed_cuda_scaling_T.png", "speed_cuda_scaling_N.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in saved)
