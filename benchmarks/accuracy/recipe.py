@@ -176,6 +176,7 @@ PLANS: Mapping[str, Plan] = {
         perhaps=("data.augmentation",),
         ours={
             "training.weight_decay": (0.0, "torch's default for Adam"),
+            "training.gradient_clipping": (False, "the protocol that is stored names none"),
             "network.dropout": ([0.5, 0.5], "as in PLIF's other nets"),
             "data.augmentation": ("none", "the protocol that is stored names none"),
         },
