@@ -182,6 +182,15 @@ def test_training_under_autocast(host, dtype):
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize(("host", "name"), [one for one in EVERY if one[1].startswith("Adaptive")])
+def test_autocast_leaves_adaptive_lags_of_float32_inputs_alone(host, name):
+    given = inputs(name, torch.float32)
+    expected = computed(made(host, name, "auto", torch.float32, DEVICE), given, DEVICE)
+    with torch.autocast(DEVICE, dtype=torch.bfloat16):
+        found = computed(made(host, name, "auto", torch.float32, DEVICE), given, DEVICE)
+    assert all(identical(one, expected[key]) for key, one in found.items())
+
+
 @pytest.mark.parametrize("host", NETS)
 def test_distributed_training(host, tmp_path, monkeypatch):
     """One process with NCCL: the wrapper and its hooks."""

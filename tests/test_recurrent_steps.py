@@ -160,16 +160,17 @@ def test_sparse_products_are_products(rows, size, dtype, monkeypatch):
 # ---------------------------------------------------------------- what lies in memory in another way
 
 
-def gradients(make, heard, backend="cpu", around=nullcontext):
+def gradients(make, heard, backend="cpu", around=nullcontext, forward=nullcontext):
     """Output and gradients of a call whose ``make`` returns input, weight and history."""
     torch.manual_seed(0)
     x, weight, history = make()
     leaves = [one for one in (x, weight, history) if one.requires_grad]
     options = {"history": history, "backend": backend, **OPTIONS}
-    if isinstance(heard, int):
-        result = recurrence.run(lif(reset="soft"), x, weight, span=heard, **options)
-    else:
-        result = recurrence.run_adaptive(lif(reset="soft"), x, weight, heard, **options)
+    with forward():
+        if isinstance(heard, int):
+            result = recurrence.run(lif(reset="soft"), x, weight, span=heard, **options)
+        else:
+            result = recurrence.run_adaptive(lif(reset="soft"), x, weight, heard, **options)
     loss = (result.output * torch.linspace(0, 1, result.output.numel()).view_as(result.output)).sum()
     with around():
         return [result.output, *torch.autograd.grad(loss, leaves)]
@@ -222,6 +223,18 @@ def test_a_backward_pass_under_autocast_is_the_usual_one(heard):
     autocast = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
     make = partial(usual, heard)
     alike(gradients(make, heard, around=autocast), gradients(make, heard))
+
+
+@pytest.mark.parametrize("way", ["loop", "blocks", "torch"])
+@pytest.mark.parametrize("heard", HEARD)
+def test_a_float32_call_under_autocast_is_the_usual_one(heard, way, monkeypatch):
+    """Forward; the type of the input decides."""
+    make = partial(usual, heard)
+    expected = gradients(make, heard)
+    if way == "blocks":
+        monkeypatch.setattr(fused, "serve", lambda *_: False)
+    forward = partial(torch.autocast, "cpu", dtype=torch.bfloat16)
+    alike(gradients(make, heard, "torch" if way == "torch" else "cpu", forward=forward), expected)
 
 
 def test_a_text_that_does_not_compile_leaves_torch(monkeypatch, caplog):

@@ -137,9 +137,16 @@ def _band(lags: Tensor, steps: int) -> Tensor:
     return band
 
 
-def _mean(lags: Tensor, steps: Tensor, t: int) -> Tensor:
-    """The weighted mean of the K steps in front of step ``t``, ``[n]``; ``steps`` are ``[K + T, n]``, K in front."""
-    return lags.flip(0) @ steps[t : t + len(lags)]
+def _mean(weights: Tensor, steps: Tensor, t: int, out: Tensor) -> None:
+    """The mean of the K steps in front of step ``t``, into the n elements of ``out``.
+
+    Args:
+        weights: of the lags, ``[1, K]``, that of lag K first.
+        steps: ``[K + T, n]``, K in front.
+        t: the step.
+        out: filled here. Autocast leaves alone what is computed into memory that is there.
+    """
+    torch.mm(weights, steps[t : t + weights.shape[1]], out=out.view(1, -1))
 
 
 def _of_weight(lags: Tensor | None, heard: Tensor, of_drives: Sequence[Tensor]) -> Tensor:
@@ -197,7 +204,9 @@ def _forward_blocks(
     drive_rows = [_flat(drive).split(size) for drive in drives[: len(parts)]]
     heard_rows = _flat(heard)[: length * rows].split(size)
     transposed = [part.t() for part in parts]
-    every = heard.flatten(1)
+    if lags is not None:
+        every, weights = heard.flatten(1), lags.flip(0).unsqueeze(0)
+        source = every.new_empty(rows, heard.shape[-1])
     # A mean of spikes has few zeros.
     skips = lags is None and pays(parts[0], length * rows) and Products.serve(parts[0])
     sparse = Products(parts, size) if skips else None
@@ -206,7 +215,10 @@ def _forward_blocks(
     at_drives, at_output = [drive.data_ptr() for drive in drives], output.data_ptr()
     at_traces = [trace.data_ptr() for trace in traces]
     for number, (start, end, kernels) in enumerate(plan.blocks(length)):
-        source = heard_rows[number] if lags is None else _mean(lags, every, start).view(rows, -1)
+        if lags is None:
+            source = heard_rows[number]
+        else:
+            _mean(weights, every, start, source)
         now = [one[number] for one in given_rows]
         to = [one[number] for one in drive_rows]
         if sparse is None or not sparse.add(source, now, to):
@@ -248,7 +260,7 @@ def _backward_blocks(
     every, grad = _flat(above).split(rows * plan.block), torch.empty_like(above[: plan.block])
     flat = _flat(grad)
     if lags is not None:
-        sent_rows = sent.view(-1, above.shape[-1]).split(rows)
+        sent_rows, weights = sent.view(-1, above.shape[-1]).split(rows), lags.flip(0).unsqueeze(0)
     at_states, apart = states.data_ptr(), steps.count * steps.real * steps.plan.felt
     at_drives, at_above = [drive.data_ptr() for drive in drives], above.data_ptr()
     at_traces, at_of_drives = [trace.data_ptr() for trace in traces], [one.data_ptr() for one in of_drives]
@@ -260,7 +272,8 @@ def _backward_blocks(
         at, turn = start * steps.count, (len(blocks) - 1 - number) % 2
         total = at_above + at * steps.io
         if lags is not None:
-            torch.add(every[number], _mean(lags, sent, length - end).view(rows, -1), out=flat)
+            _mean(weights, sent, length - end, flat)
+            flat.add_(every[number])
             total = grad.data_ptr()
         elif reached > 0:
             # What this block's output did to the steps that heard it.
@@ -381,8 +394,9 @@ class _Fused(torch.autograd.Function):
             grad_history = history.new_zeros(history.shape)  # contiguous, whatever the history is
             early = grad_history[len(history) - span :]
             if lags is not None:
+                weights = lags.flip(0).unsqueeze(0)
                 for step in range(span):
-                    early[span - 1 - step] = _mean(lags, sent, length + step).view_as(early[0])
+                    _mean(weights, sent, length + step, early[span - 1 - step])
             else:
                 now = min(span, length) * rows
                 for one, part in fed:
