@@ -683,6 +683,29 @@ def test_under_autocast_the_input_decides(soft):
         torch.testing.assert_close(one, other, rtol=0, atol=0.03 * float(one.abs().max()))
 
 
+class Widening(OneToOne):
+    """A product that comes in float64, whatever it is given."""
+
+    def forward(self, s):
+        return super().forward(s.double())
+
+
+@pytest.mark.parametrize("kind", [OneToOne, Widening])
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_product_of_another_type_is_taken_in_that_of_the_input(soft, kind):
+    """Of weights that autocast leaves in float32, and of a function of the user's own."""
+    x, product, choice = uniform(8, 2, 6, high=2).bfloat16(), kind(uniform(6, dtype=F32)), Lags(2) if soft else 2
+    found = []
+    for backend in BACKENDS:
+        with torch.autocast("cpu", torch.bfloat16):
+            result = official(x, product, choice, backend=backend)
+        assert result.output.dtype == torch.bfloat16 and result.states[0].dtype == F32
+        found.append([result.output, *grads(result.states[0].sum(), [product.V])])
+    assert_mixed(found[0][0])
+    assert identical(found[0][0], found[1][0])
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0.03 * float(found[0][1].abs().max()))
+
+
 # All from torch.compile itself: it makes a Function's context, looks at .grad of states, says where it breaks off.
 @pytest.mark.filterwarnings(
     "ignore:.*should not be instantiated:DeprecationWarning",

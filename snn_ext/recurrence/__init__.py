@@ -71,7 +71,7 @@ def run(
         inputs: what comes from outside, ``[T, N, *, H]``, or one such tensor per input of the neuron.
         weight: ``W``, ``[H, H]``, row = to, column = from, as ``nn.Linear`` has it. For a neuron with k
             inputs ``[k H, H]``: the rows of its first input, then those of the next. Or any function of outputs
-            ``[B, *]``, row by row (a convolution, say), that returns what is added to each input.
+            ``[B, *]``, row by row (a convolution, say), that returns what is added to each input, whose type decides.
         span: how many steps back, at least 1; may exceed T.
         history: outputs of the steps before, newest last, at least ``span`` of them, ``[span, N, *]``; ``None``
             for silence.

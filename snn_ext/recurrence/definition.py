@@ -45,7 +45,7 @@ def check_product(found: Tensor, shape: Sequence[int], like: Tensor) -> None:
 
 
 class Product:
-    """From outputs ``[N, *]`` or ``[B, N, *]`` to what is added to each input of the neuron."""
+    """From outputs ``[N, *]`` or ``[B, N, *]`` to what is added to each input of the neuron, in the input's type."""
 
     def __init__(self, weight: Weight, inputs: int = 1) -> None:
         self.weight, self.inputs = weight, inputs
@@ -63,6 +63,7 @@ class Product:
         rows = s.shape[0] * s.shape[1] if several else s.shape[0]
         for one in fed:
             check_product(one, (rows, *like.shape[2:]), like)
+        fed = tuple([one.to(like.dtype) for one in fed])  # which a kernel takes the sum to be of
         return tuple([one.unflatten(0, s.shape[:2]) for one in fed]) if several else fed
 
 
