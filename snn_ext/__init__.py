@@ -61,6 +61,7 @@ def convert(net: Any, to: Any, *, inplace: bool = False, **settings: Any) -> Any
         inplace: change ``net`` itself, in place of a copy. A neuron by itself is not changed but returned anew.
         settings: arguments of the new neurons (``gamma=0.3``, ``step_mode=False``), in place of what is kept. What is
             said here is not refused: ``reset_mechanism="subtract"`` accepts that ``Leaky`` subtracts in another place.
+            Every neuron gets a copy of its own of a :class:`~snn_ext.core.quantize.MultiBit`, which serves one layer.
 
     Returns:
         the network with our neurons. With SpikingJelly 2.0.0, whose ``reset_net`` remembers what it has reset, call

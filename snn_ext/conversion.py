@@ -162,7 +162,9 @@ def _replacement(old: nn.Module, host: str, to: Any, like: Tensor, settings: dic
 
 def _made(kind: type[nn.Module], kept: dict[str, Any], settings: dict[str, Any], like: Tensor) -> Any:
     takes = signature(kind).parameters
-    arguments = {**{name: value for name, value in kept.items() if name in takes}, **settings}
+    # A range follows one layer, or is learned for it.
+    own = {name: copy.deepcopy(value) if isinstance(value, MultiBit) else value for name, value in settings.items()}
+    arguments = {**{name: value for name, value in kept.items() if name in takes}, **own}
     return kind(**arguments).to(like.device, like.dtype)
 
 

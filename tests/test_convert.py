@@ -14,6 +14,7 @@ import snn_ext
 from snn_ext import snntorch as snntorch_face
 from snn_ext import spikingjelly as spikingjelly_face
 from snn_ext.connection import OneToOne
+from snn_ext.core.quantize import MultiBit
 
 # ---------------------------------------------------------------- neurons
 
@@ -307,6 +308,28 @@ def test_what_is_said_is_not_refused():
     assert snn_ext.convert(snn.Leaky(0.9), "LSTM-LIF", init_hidden=True).init_hidden
     assert snn_ext.convert(neuron.ParametricLIFNode(), "LIF", tau=3.0).tau == 3.0
     assert type(snn_ext.convert(neuron.ParametricLIFNode(), "TC-LIF")) is spikingjelly_face.TCLIFNode
+
+
+@pytest.mark.parametrize("mode", ["ema_step", "learned"])
+@pytest.mark.parametrize("host", ["snntorch", "spikingjelly"])
+def test_every_neuron_gets_a_quantiser_of_its_own(host, mode):
+    given = MultiBit(8, 0, threshold=1.0, mode=mode)
+    before = copy.deepcopy(given.state_dict())
+    if host == "snntorch":
+        make, settings = lambda: snn.Leaky(0.9, init_hidden=True), {"spike_grad": given, "reset_mechanism": "subtract"}
+    else:
+        make, settings = lambda: neuron.LIFNode(v_reset=None), {"surrogate_function": given}
+    net = nn.Sequential(make(), nn.Linear(4, 4), make()).double()
+    ours = snn_ext.convert(net, "LIF", **settings)
+    ours(torch.rand(2, 4).double() * 4).sum().backward()
+    found = [one for one in ours.modules() if isinstance(one, MultiBit)]
+    assert len(found) == 2
+    if mode == "learned":
+        assert len(list(ours.parameters())) == 4 and all(one.log_range.grad is not None for one in found)
+    else:
+        assert [one.updates for one in found] == [1, 1] and found[0].reach != found[1].reach
+    assert all(torch.equal(value, before[name]) for name, value in given.state_dict().items())
+    assert all(value.dtype == before[name].dtype for name, value in given.state_dict().items())
 
 
 def test_bad_targets_and_networks():
