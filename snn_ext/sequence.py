@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
 from . import kernels
 from .core import reference
@@ -349,10 +348,9 @@ def kernels_for(call: Call, like: Tensor, backend: str) -> int | str:
         return "mode='ema_step' needs the largest potential of the layer at every step, a barrier no kernel has"
     if not isinstance(call.spike, Surrogate):
         return "the spike function is your own code, which runs in torch; use a snn_ext.core.surrogate.Surrogate"
-    compiling = torch.compiler.is_compiling()
-    if not compiling and (torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0):
+    if op.is_transformed():
         return "kernels have no torch.func transforms and no forward-mode derivatives"
-    if is_exporting() or (not compiling and torch.jit.is_tracing()):
+    if is_exporting() or (not torch.compiler.is_compiling() and torch.jit.is_tracing()):
         return "a program that is exported or traced by torch.jit takes no kernels along"
     if like.numel() == 0:
         return _NOTHING

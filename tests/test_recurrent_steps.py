@@ -225,6 +225,20 @@ def test_a_backward_pass_under_autocast_is_the_usual_one(heard):
     alike(gradients(make, heard, around=autocast), gradients(make, heard))
 
 
+@pytest.mark.parametrize("heard", HEARD)
+def test_a_batch_of_gradients_comes_from_torch(heard):
+    x, weight, history = usual(heard)
+    options = {"history": history, "backend": "cpu", **OPTIONS}
+    if isinstance(heard, int):
+        output = recurrence.run(lif(reset="soft"), x, weight, span=heard, **options).output
+    else:
+        output = recurrence.run_adaptive(lif(reset="soft"), x, weight, heard, **options).output
+    grads = torch.randn(2, *output.shape)
+    find = partial(torch.autograd.grad, output, (x, weight, history), retain_graph=True)
+    alone = [torch.stack(each) for each in zip(*map(find, grads), strict=True)]
+    alike(find(grads, is_grads_batched=True), alone)
+
+
 @pytest.mark.parametrize("way", ["loop", "blocks", "torch"])
 @pytest.mark.parametrize("heard", HEARD)
 def test_a_float32_call_under_autocast_is_the_usual_one(heard, way, monkeypatch):

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_legacy_batchedtensor
+from torch.autograd import forward_ad
 
 from ..core import reference
 from ..core.neuron import Values, state_dtype
@@ -414,6 +416,20 @@ def _fold(plan: Plan, fold: Any, data: Tensor, rows: int, columns: int) -> None:
 # ---------------------------------------------------------------- autograd
 
 
+def is_transformed() -> bool:
+    """Whether torch.func or forward mode is at work, which look into operations: into a kernel they cannot."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def takes_torch(grads: Sequence[Tensor | None]) -> bool:
+    """Whether a backward pass is to be differentiated itself or is one of a batch, so that torch must compute it."""
+    if torch.is_grad_enabled() or is_transformed():
+        return True
+    return any(grad is not None and is_legacy_batchedtensor(grad) for grad in grads)  # of is_grads_batched
+
+
 def _gradients(
     number: int,
     tensors: Sequence[Tensor],
@@ -426,10 +442,11 @@ def _gradients(
     any_backend: bool = False,
 ) -> list[Tensor | None]:
     """Per tensor its gradient, or None where none is needed; with ``any_backend`` by torch where no kernel is."""
-    plan, graph = plan_of(number), torch.is_grad_enabled()
-    if graph or (any_backend and not plan.goes_back(tuple(needed[len(needed) - plan.tensors :]))):
-        # Second derivatives are asked for: the reference over again gives gradients with a graph. Of names of their
-        # own: where a state was computed from a value that is read here too, each is to have its own part only.
+    plan = plan_of(number)
+    if takes_torch(grads) or (any_backend and not plan.goes_back(tuple(needed[len(needed) - plan.tensors :]))):
+        # The reference over again. Of names of their own: where a state was computed from a value that is read here
+        # too, each is to have its own part only.
+        graph = torch.is_grad_enabled()
         with torch.enable_grad():
             tensors = [tensor.view_as(tensor) for tensor in tensors]
             outputs = _replayed(number, tensors, started, numbers)

@@ -359,7 +359,7 @@ class _Fused(torch.autograd.Function):
         needs = ctx.needs_input_grad[1:]
         plans = [op.plan_of(one) for one in (plan.middle, plan.last)]
         compiled = plan.call.backend != "auto" or all(one.goes_back(ctx.steps.learned) for one in plans)
-        if torch.is_grad_enabled() or not compiled:
+        if op.takes_torch(grads) or not compiled:
             return None, *_replayed(plan, (weight, history, lags, *tensors), grads, needs)
         steps, loop = ctx.steps, ctx.loop
         parts, span, many, length = parts_of(weight), plan.span, len(plan.started), len(output)
@@ -418,7 +418,7 @@ class _Fused(torch.autograd.Function):
 def _replayed(
     plan: _Plan, tensors: Sequence[Any], grads: Sequence[Tensor | None], needs: Sequence[bool]
 ) -> list[Tensor | None]:
-    """The gradients, with a graph of their own where second derivatives are asked for: the definition over again."""
+    """The gradients, in a batch or with a graph of their own where these are asked for: the definition over again."""
     graph = torch.is_grad_enabled()
     with torch.enable_grad():
         # Names of their own: a history was perhaps computed from the weight, and each is to have its own part only.

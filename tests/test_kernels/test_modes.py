@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from support import Case, assert_identical, fails_up_to, identical, random_case, run
+from support import CARRIES, Case, assert_identical, fails_up_to, identical, random_case, run
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from snn_ext import sequence
@@ -177,6 +177,39 @@ def test_forward_mode_runs_in_torch_or_refuses():
             output(dual, "cpu")
         found = torch.autograd.forward_ad.unpack_dual(output(dual)).tangent
     assert identical(found, tangent(lambda x: output(x, "torch"), x))
+
+
+@pytest.mark.parametrize("carry", CARRIES)
+def test_a_batch_of_gradients_comes_from_torch(carry):
+    found = []
+    for backend in ("cpu", "torch"):
+        data = random_case(CASE, (9, 2, 3)).with_grad()
+        result = run(CASE, data, carry=carry, backend=backend)
+        outputs = [result.output, *result.states]
+        grads = [torch.linspace(-1, 2, 3 * one.numel(), dtype=one.dtype).view(3, *one.shape) for one in outputs]
+        found.append(torch.autograd.grad(outputs, data.leaves(), grads, is_grads_batched=True, retain_graph=True))
+        alone = [
+            torch.autograd.grad(outputs, data.leaves(), each, retain_graph=True) for each in zip(*grads, strict=True)
+        ]
+        found.append([torch.stack(each) for each in zip(*alone, strict=True)])
+    for each in zip(*found, strict=True):
+        assert all(one.count_nonzero() for one in each)
+        for other in each[1:]:
+            torch.testing.assert_close(each[0], other, rtol=1e-12, atol=1e-12)
+
+
+def test_a_gradient_with_a_tangent_comes_from_torch():
+    """Forward mode over the backward pass of a kernel."""
+    found = []
+    for backend in ("cpu", "torch"):
+        x = sample().requires_grad_()
+        spikes = output(x, backend)
+        with torch.autograd.forward_ad.dual_level():
+            dual = torch.autograd.forward_ad.make_dual(
+                torch.ones_like(spikes), torch.linspace(-1, 2, spikes.numel()).view(spikes.shape)
+            )
+            found.append(torch.autograd.forward_ad.unpack_dual(*torch.autograd.grad(spikes, x, dual)).tangent)
+    assert identical(*found) and found[0].count_nonzero()
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
