@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from . import recurrence
 from .core.neuron import Neuron, Value, as_float, check_flag, check_size, is_autocast, own_tensor, state_dtype
 from .recurrence import Block, RecurrentResult
-from .sequence import is_exporting
+from .sequence import is_exporting, is_inspected
 
 Mode = Literal["auto", "soft", "hard"]
 _MODES = ("auto", "soft", "hard")
@@ -189,7 +189,9 @@ _told: WeakSet[nn.Module] = WeakSet()
 
 def tell_of_hooks(neuron: nn.Module) -> None:
     """Say once that hooks on a neuron which is not called do not run: monitors and pruning put them there."""
-    if not torch.compiler.is_compiling() and neuron not in _told and any(getattr(neuron, name) for name in _HOOKS):
+    if torch.compiler.is_compiling() or neuron in _told or not any(getattr(neuron, name) for name in _HOOKS):
+        return
+    if not is_inspected():  # which puts hooks on every module
         _told.add(neuron)
         _log.warning(
             "the hooks on a %s inside a skip recurrent layer do not run: its equations run without calling it; put "

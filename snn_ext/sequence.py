@@ -398,6 +398,11 @@ def _run_kernels(number: int, call: Call, spike: Surrogate, inputs: Tensors) -> 
 _watchers: list[Callable[..., None]] = []
 
 
+def is_inspected() -> bool:
+    """Whether a module is :func:`inspected`."""
+    return bool(_watchers)
+
+
 @contextmanager
 def inspected(module: nn.Module, watch: Callable[..., None]) -> Iterator[list[nn.Module]]:
     """Within it a module is in evaluation, without gradients; after it everything in it is as it was.

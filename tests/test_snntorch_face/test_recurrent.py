@@ -41,7 +41,7 @@ from snn_ext.snntorch import (
     SynapticLayer,
     SynapticLIF,
 )
-from snn_ext.training import step_temperature
+from snn_ext.training import count, step_temperature
 
 F64 = torch.float64
 SIZE, STEPS, BATCH = 5, 11, 3
@@ -923,6 +923,20 @@ def test_hooks_on_a_neuron_that_is_not_called_are_told_of_once(caplog):
         module.sequence(*data("LIF", STEPS, BATCH))
     (told,) = caplog.messages
     assert "hooks on a LIF inside a skip recurrent layer do not run" in told and not calls
+
+
+@pytest.mark.parametrize("look", [snn_ext.explain, count])
+def test_hooks_of_a_look_are_not_told_of(look, caplog):
+    """Nor do they keep quiet about a true one after it."""
+    module = make("LIF", "span 3", torch.float32, {"step_mode": False}, init_hidden=True)
+    x = data("LIF", STEPS, BATCH, dtype=torch.float32)[0]
+    look(module, x)
+    assert not caplog.messages
+    module.neuron.register_forward_hook(print)
+    look(module, x)
+    module(x)
+    (told,) = caplog.messages
+    assert "hooks on a LIF inside" in told
 
 
 @pytest.mark.parametrize("connection", ["span 1", "span 3", "hard"])

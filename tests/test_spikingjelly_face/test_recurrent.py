@@ -863,6 +863,8 @@ def test_a_child_that_was_set_to_m_later_is_refused():
 
 def test_hooks_on_a_node_that_is_not_called_are_told_of_once(caplog):
     net = src("LIF", step_mode="m")
+    snn_ext.explain(net, *inputs_of("LIF"))  # has hooks of its own
+    assert not caplog.messages
     seen = monitor.OutputMonitor(net, LIFNode)
     for _ in range(2):
         net(*inputs_of("LIF"))
