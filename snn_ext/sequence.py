@@ -562,7 +562,7 @@ def _returning_tensors(spike: _Spike) -> _Spike:
         if not isinstance(output, Tensor) or output.shape != x.shape:
             got = list(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise TypeError(f"the spike function must return a tensor like its input, {list(x.shape)}, got {got}")
-        return output
+        return output.clone() if output is x else output  # it may be a state
 
     return checked
 

@@ -168,6 +168,8 @@ class Neuron:
     """A number of this object in this process: what torch.compile can keep where it cannot keep an object."""
     value_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
     """Names of all parameters, then all constants: what ``p`` must hold besides ``spike``."""
+    lends: bool = field(init=False, compare=False, repr=False)
+    """Whether a state is an input or the output itself, or shares its memory, which belongs to the caller."""
     _names: frozenset[str] = field(init=False, compare=False, repr=False)
 
     def __reduce__(self) -> Any:
@@ -284,7 +286,10 @@ class Neuron:
         try:
             charged = checked(self.charge(inputs, states, p), "charge")
             (output,) = checked((self.fire(charged, p),))
-            checked(self.reset(charged, output, p), "reset")
+            after = checked(self.reset(charged, output, p), "reset")
+            callers = {one.untyped_storage().data_ptr() for one in (*inputs, output)}
+            lends = any(one.untyped_storage().data_ptr() in callers for one in (*charged, *after))
+            object.__setattr__(self, "lends", lends)
             if self.observers:
                 self._try_observers(inputs, states, p)
         except (AttributeError, TypeError) as error:

@@ -89,6 +89,8 @@ def run(
         outputs.append(output)
         if trace:
             carried.append(states)
+    if neuron.lends:  # else detaching a state, or writing into an output, would reach the other
+        states = tuple([state.clone() for state in states])
     return outputs, states, carried
 
 

@@ -317,6 +317,48 @@ def test_a_neuron_of_ones_own_with_two_inputs():
     assert torch.equal(v, result.states[0])
 
 
+PASSED_ON = {
+    "output": {"reset": lambda s, o, p: (s[0] - o, o)},
+    "detached output": {"reset": lambda s, o, p: (s[0] - o, o.detach())},
+    "input": {"charge": lambda i, s, p: (s[0] / 2 + i[0] - s[1], i[0])},
+    "view of the input": {"charge": lambda i, s, p: (s[0] / 2 + i[0] - s[1], i[0][:])},
+    "potential as output": {"fire": lambda s, p: s[0], "reset": lambda s, o, p: s},
+    "potential by a spike function": {"fire": lambda s, p: p.spike(s[0]), "reset": lambda s, o, p: s},
+}
+
+
+@pytest.mark.parametrize("carry", CARRIES)
+@pytest.mark.parametrize("single", [True, False])
+@pytest.mark.parametrize("what", PASSED_ON)
+def test_what_a_neuron_passes_on_is_not_what_it_keeps(what, single, carry):
+    """Hosts detach states in place, and networks write into spikes."""
+    equations = {
+        "charge": lambda i, s, p: (s[0] / 2 + i[0], s[1]),
+        "fire": lambda s, p: p.spike(s[0] - 1),
+        "reset": lambda s, o, p: (s[0] - o, s[1]),
+    }
+    neuron = Neuron("passes on", ("x",), ("v", "w"), (), (), source="this file", **{**equations, **PASSED_ON[what]})
+    spike = (lambda x: x) if "function" in what else surrogate.triangle()
+    leaf = torch.linspace(-2, 3, 12).view(2, 6).requires_grad_()
+    x = leaf * 1 if single else (leaf * 1).unsqueeze(0)
+    go = sequence.step if single else sequence.run
+    result = go(neuron, x, spike=spike, carry=carry, backend="torch")
+    kept = [state.clone() for state in result.states]
+    for state in result.states:
+        state.detach_()
+    assert x.requires_grad
+    result.output.sum().backward()
+    assert leaf.grad.count_nonzero()
+    with torch.no_grad():
+        x.zero_()
+        result.output.zero_()
+    assert all(map(torch.equal, result.states, kept))
+
+
+def test_the_catalogue_copies_no_state():
+    assert not any(case.neuron.lends for case in CASES)
+
+
 def test_a_map_of_the_states_acts_after_each_charge():
     """For state quantisation."""
     case = Case("LSTM-LIF")
