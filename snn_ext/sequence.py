@@ -229,20 +229,17 @@ def run_multi_bit(
     given = _given(neuron, states)
     many = len(given)
     values = dict(_named(neuron, values))
-    before = {"reach": spike.used.clone()} if spike.follows else None
     if spike.training and spike.mode == "ema_step":
         return _run_tracking(run, neuron, inputs, given, values, spike, settings, sequences)
     if spike.training and spike.mode == "ema_sequence":
-        watched = (*given, -math.inf, math.inf)
-        result = run(
-            spike.neuron(neuron, "watched"), inputs, watched, values | spike.values(), _UNUSED, settings, before
-        )
+        watched, values = (*given, -math.inf, math.inf), values | spike.values()
+        before = {"reach": spike.used.clone()}
+        result = run(spike.neuron(neuron, "watched"), inputs, watched, values, _UNUSED, settings, before)
         if result.output.numel():
             spike.observe(result.states[many].amax(), result.states[many + 1].amin())
     else:
-        result = run(plain, inputs, given, values | spike.values(), _UNUSED, settings, before)
-        if spike.follows and result.output.numel():
-            spike.follow(spike.moved, spike.reach)
+        # Nothing is written, and the reset of passed states is by the range as it is: they need no earlier call.
+        result = run(plain, inputs, given, values | spike.values(), _UNUSED, settings)
     return Result(result.output, result.states[:many], result.trace[:many])
 
 
@@ -262,7 +259,7 @@ def _run_tracking(
     sequence then runs again with those given, fused, forward and backward.
     """
     tracking = spike.tracking()
-    before = {"spike": spike.as_used}
+    before = {"spike": tracking.before}
     inputs = (inputs,) if isinstance(inputs, Tensor) else tuple(inputs)
     if sequences and settings.backend == "auto" and torch.is_grad_enabled() and _fuses(inputs, settings):
         with torch.no_grad():
@@ -271,13 +268,13 @@ def _run_tracking(
         reach = torch.stack([one.reach for one in tracking.seen[1:]]).to(x.dtype)
         inputs = (*inputs, reach.view(-1, *[1] * (x.dim() - 1)).expand_as(x))
         extended = spike.neuron(neuron, "given")
-        used = None if states[0] is None else spike.used.to(x, copy=True).expand(x.shape[1:])
+        used = None if states[0] is None else spike.reach.to(x, copy=True).expand(x.shape[1:])
         values |= {name: value for name, value in spike.values().items() if name != "reach"}
         result = run(extended, inputs, (*states, used), values, _UNUSED, settings)
     else:
         result = run(neuron, inputs, states, values, tracking, settings, before)
     if result.output.numel():
-        spike.follow(tracking.seen[-1], tracking.seen[-1].reach)
+        spike.follow(tracking.seen[-1])
     return Result(result.output, result.states[: len(states)], result.trace[: len(states)])
 
 

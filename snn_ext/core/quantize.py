@@ -138,7 +138,14 @@ class MultiBit(nn.Module):
                 whole call. The first call runs with the initial range.
 
             Both averages look at batch and neurons together, so two half batches do not equal the
-            whole, and both stand still in evaluation. No gradient flows through them.
+            whole, and both stand still in evaluation, which writes nothing. No gradient flows through them.
+
+            Where states are carried before their reset (snnTorch), the first reset of a call takes off what fired
+            with the range as it is, or, while training in ``"ema_sequence"``, with that of the training call
+            before. While training, states so belong to the last training call of this object, or of one that
+            loaded its state_dict. Others, and states that go from training to evaluation or back in
+            ``"ema_sequence"``, start with a reset by a range that is not theirs. States after reset (SpikingJelly)
+            know nothing of a range.
         momentum: of the averages; 0.1 in the released code.
         threshold: for neurons that fire on the potential less a threshold and take that threshold off at
             a reset (LIF, KLIF, LSTM-LIF): their threshold. The output is then counted in it, so that the
@@ -203,8 +210,9 @@ class MultiBit(nn.Module):
             self.register_buffer("high", torch.zeros(()))
             self.register_buffer("low", torch.zeros(()))
             self.register_buffer("updates", torch.zeros((), dtype=torch.long))
-            # With which the last spikes were made: where a reset comes a step late it must know.
-            self.register_buffer("used", reach.clone(), persistent=False)
+        if mode == "ema_sequence":
+            # Of the last training call: it moved afterwards, and where a reset comes a step late the next must know.
+            self.register_buffer("used", reach.clone())
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_neurons": {}}  # of this process
@@ -276,16 +284,13 @@ class MultiBit(nn.Module):
             _warn_per_process()
         return Tracking(self)
 
-    def as_used(self, x: Tensor) -> Tensor:
-        """The output for ``x`` with the range of the last spikes."""
-        return _emit(x, self.used.clone().to(x.dtype), self.levels, self.dead_zone, self.threshold, False)
-
     @torch.no_grad()
-    def follow(self, moved: Range, used: Tensor) -> None:
-        """Take over what the averages have seen; ``used`` is the range of the last spikes."""
-        if "meta" in (used.device.type, moved.reach.device.type):
+    def follow(self, moved: Range) -> None:
+        """Take over what the averages have seen."""
+        if "meta" in (self.reach.device.type, moved.reach.device.type):
             return  # nothing was seen
-        self.used.copy_(used)  # first: it may be what is written next
+        if self.mode == "ema_sequence":
+            self.used.copy_(self.reach)
         for name, value in zip(Range._fields, moved, strict=True):
             getattr(self, name).copy_(value)
 
@@ -295,7 +300,7 @@ class MultiBit(nn.Module):
         ends = torch.stack((high.detach(), -low.detach()))
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(ends, torch.distributed.ReduceOp.MAX)
-        self.follow(self.moved.updated(ends[0], -ends[1], self.momentum), self.reach)
+        self.follow(self.moved.updated(ends[0], -ends[1], self.momentum))
 
     def extra_repr(self) -> str:
         """Every option."""
@@ -321,7 +326,15 @@ class Tracking:
         v = x.detach() if one.threshold is None else x.detach() + one.threshold
         last = self.seen[-1]
         self.seen.append(last.updated(v.amax(), v.amin(), one.momentum) if v.numel() else last)
-        return _emit(x, self.seen[-1].reach.to(x.dtype), one.levels, one.dead_zone, one.threshold, False)
+        return self._emitted(x, self.seen[-1].reach)
+
+    def before(self, x: Tensor) -> Tensor:
+        """The output for the potentials that were passed: with the range before the first step, which the last left."""
+        return self._emitted(x, self.seen[0].reach.clone())
+
+    def _emitted(self, x: Tensor, reach: Tensor) -> Tensor:
+        one = self.spike
+        return _emit(x, reach.to(x.dtype), one.levels, one.dead_zone, one.threshold, False)
 
 
 @cache

@@ -481,7 +481,7 @@ def test_state_dict_round_trip_is_strict_and_whole(kind, mode):
         nn.init.zeros_(parameter)
     sequence(source, [2 * one for one in data(kind, 12, 3)])
     kept = source.state_dict()
-    follows = {"reach", "high", "low", "updates"}
+    follows = {"reach", "high", "low", "updates", *["used"] * (mode == "ema_sequence")}
     expected = {"fixed": {"reach"}, "learned": {"log_range"}}.get(mode, follows)
     prefix = "surrogate_function."
     assert {name.removeprefix(prefix) for name in kept if name.startswith(prefix)} == expected
