@@ -547,7 +547,9 @@ def check_call(
             for name, state in zip(neuron.states, given, strict=True)
         ]
     )
-    earlier = None if before is None else p.but(**before)
+    earlier = None
+    if before is not None:
+        earlier = p.but(**{name: _check_value(neuron, name, one, like, shape, dtype) for name, one in before.items()})
     return Call(neuron, full, p, tensors, numbers, spike, given[0] is None, *settings, earlier)
 
 

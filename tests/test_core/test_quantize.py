@@ -640,6 +640,23 @@ def test_half_types(mode, dtype):
     assert same(memory(spikes[0]), memory(spikes[1])) and same(memory(spikes[0]), memory(spikes[2]))
 
 
+@pytest.mark.parametrize(("mode", "training"), [("ema_step", False), ("ema_sequence", False), ("ema_sequence", True)])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_range_of_half_type_resets_by_what_it_emitted(dtype, mode, training):
+    """Kept in the type of the module, computed with in that of the states, where a call begins too."""
+    x = drives()[0].to(dtype)
+    values = {"tau": 2.0, "v_threshold": 1.0, "v_reset": 0.0}
+    spike = MultiBit(8, 0, mode=mode, range=1.3, threshold=1.0).to(dtype).train(training)
+
+    def call(spike, x, states):
+        return sequence.run(lif(reset="soft"), x, states, values, spike=spike, carry="before_reset", backend="torch")
+
+    first = call(spike, x[:10], None)
+    wide = copy.deepcopy(spike).float()
+    found, expected = call(spike, x[10:], first.states), call(wide, x[10:].float(), first.states)
+    assert identical(found.output, expected.output.to(dtype)) and same(found.states, expected.states)
+
+
 # ---------------------------------------------------------------- other neurons
 LEAK = {"tau": 2.0, "v_threshold": 0.75, "v_reset": 0.0}
 COMPARTMENTS = {"beta1": -0.5, "beta2": 0.5, "gamma": 0.5, "v_threshold": 0.75, "v_reset": 0.0}
