@@ -29,7 +29,7 @@ from .core.neuron import (
     state_dtype,
     widened,
 )
-from .core.quantize import MultiBit, Tracking
+from .core.quantize import MultiBit, Tracking, Watching
 from .core.reference import Carry, Result
 from .core.surrogate import Surrogate
 from .kernels import op
@@ -231,7 +231,12 @@ def run_multi_bit(
     values = dict(_named(neuron, values))
     if spike.training and spike.mode == "ema_step":
         return _run_tracking(run, neuron, inputs, given, values, spike, settings, sequences)
-    if spike.training and spike.mode == "ema_sequence":
+    if spike.training and spike.mode == "ema_sequence" and settings.state_map is not None:
+        watching = Watching(spike)
+        result = run(neuron, inputs, given, values, watching, settings, {"spike": watching.before})
+        if result.output.numel():
+            spike.observe(*watching.ends)
+    elif spike.training and spike.mode == "ema_sequence":
         watched, values = (*given, -math.inf, math.inf), values | spike.values()
         before = {"reach": spike.used.clone()}
         result = run(spike.neuron(neuron, "watched"), inputs, watched, values, _UNUSED, settings, before)

@@ -322,19 +322,50 @@ class Tracking:
 
     def __call__(self, x: Tensor) -> Tensor:
         """The output for the potentials of a whole layer."""
-        one = self.spike
-        v = x.detach() if one.threshold is None else x.detach() + one.threshold
-        last = self.seen[-1]
-        self.seen.append(last.updated(v.amax(), v.amin(), one.momentum) if v.numel() else last)
+        v, last = self._potential(x), self.seen[-1]
+        self.seen.append(last.updated(v.amax(), v.amin(), self.spike.momentum) if v.numel() else last)
         return self._emitted(x, self.seen[-1].reach)
 
     def before(self, x: Tensor) -> Tensor:
         """The output for the potentials that were passed: with the range before the first step, which the last left."""
         return self._emitted(x, self.seen[0].reach.clone())
 
+    def _potential(self, x: Tensor) -> Tensor:
+        unit = self.spike.threshold
+        return x.detach() if unit is None else x.detach() + unit
+
     def _emitted(self, x: Tensor, reach: Tensor) -> Tensor:
         one = self.spike
         return _emit(x, reach.to(x.dtype), one.levels, one.dead_zone, one.threshold, False)
+
+
+class Watching(Tracking):
+    """A spike function that sees what ``"ema_sequence"`` follows, where a neuron could not watch its own potentials.
+
+    With a ``state_map``: what fires is what that left of them.
+    """
+
+    def __init__(self, spike: MultiBit) -> None:
+        super().__init__(spike)
+        self._reach = spike.range
+        self._ends: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """The output for the potentials of a whole layer."""
+        v = self._potential(x)
+        if v.numel():
+            self._ends.append((v.amax(), v.amin()))
+        return self._emitted(x, self._reach)
+
+    def before(self, x: Tensor) -> Tensor:
+        """The output for the potentials that were passed: with the range of the training call before."""
+        return self._emitted(x, self.spike.used.clone())
+
+    @property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The largest and the smallest potential of the call."""
+        highs, lows = zip(*self._ends, strict=True)
+        return torch.stack(highs).amax(), torch.stack(lows).amin()
 
 
 @cache

@@ -382,6 +382,27 @@ def test_passed_potentials_are_reset_by_the_range_that_fired(mode, training, bac
         torch.testing.assert_close(found.output, expected.output, rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("mode", EMA)
+def test_state_map_is_for_the_states_of_the_neuron(mode):
+    """And the range follows the potentials as it left them, which are those that fire."""
+    inputs, calls = drives(dtype=F64), []
+
+    def clamped(state):
+        calls.append(state)
+        return state.clamp(-0.25, 0.75)
+
+    plain, spike, twin = (MultiBit(mode=mode, range=0.5, momentum=0.5).double() for _ in range(3))
+    for _ in range(2):
+        result = gated(spike, inputs, carry="before_reset", trace=True, state_map=clamped)
+        assert_identical(gated(twin, inputs, state_map=lambda state: state), gated(plain, inputs))
+    assert len(calls) == 2 * 2 * len(inputs[0]) and same(memory(plain), memory(twin))
+    (v, _), average = result.trace, Range(tensor(0.0), tensor(0.0), torch.tensor(0), tensor(0.5))
+    for _ in range(2):
+        for part in v if mode == "ema_step" else [v]:
+            average = average.updated(part.amax(), part.amin(), 0.5)
+    assert spike.range.item() == pytest.approx(average.reach.item(), abs=1e-14)
+
+
 # ---------------------------------------------------------------- a learned range
 def lsq(v, reach, levels, dead_zone):
     """The step size is learned, the code is rounded straight through: arXiv 1902.08153."""
