@@ -229,6 +229,8 @@ def run_multi_bit(
     given = _given(neuron, states)
     many = len(given)
     values = dict(_named(neuron, values))
+    if spike.training and spike.follows:
+        _check_forward(neuron, spike)
     if spike.training and spike.mode == "ema_step":
         return _run_tracking(run, neuron, inputs, given, values, spike, settings, sequences)
     if spike.training and spike.mode == "ema_sequence" and settings.state_map is not None:
@@ -246,6 +248,16 @@ def run_multi_bit(
         # Nothing is written, and the reset of passed states is by the range as it is: they need no earlier call.
         result = run(plain, inputs, given, values | spike.values(), _UNUSED, settings)
     return Result(result.output, result.states[:many], result.trace[:many])
+
+
+def _check_forward(neuron: Neuron, spike: MultiBit) -> None:
+    """Refuse a backward pass that runs steps again: with the range that later ones left they are others."""
+    if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+        raise RuntimeError(
+            f"{neuron.name}: the range of MultiBit(mode={spike.mode!r}) moves while training, so that steps which the "
+            "backward pass runs again (gradient checkpointing) would give other outputs and wrong gradients; use mode "
+            "'fixed' or 'learned', or let the range stand still: .eval() of the MultiBit itself"
+        )
 
 
 def _run_tracking(

@@ -139,6 +139,8 @@ class MultiBit(nn.Module):
 
             Both averages look at batch and neurons together, so two half batches do not equal the
             whole, and both stand still in evaluation, which writes nothing. No gradient flows through them.
+            Gradient checkpointing is refused while they move: the second run would have another range. Use
+            another mode there, or let this object alone stand still, ``lif.spike_grad.eval()``.
 
             Where states are carried before their reset (snnTorch), the first reset of a call takes off what fired
             with the range as it is, or, while training in ``"ema_sequence"``, with that of the training call

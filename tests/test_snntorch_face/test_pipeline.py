@@ -507,3 +507,32 @@ def test_parts_that_are_checkpointed(make, backend):
     found = gradients(lambda *given: checkpoint(lif, *given, use_reentrant=False))
     assert all(identical(one, two) for one, two in zip(found, wanted, strict=True))
     assert all(one.any() for one in wanted)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("mode", ["fixed", "learned", "ema_step", "ema_sequence"])
+def test_a_range_that_moves_is_not_checkpointed(mode, reentrant):
+    """It would be another when the part runs again. Standing still, it is the same."""
+    lif = SynapticLIF(0.9, range_mode=mode, range=3.0, step_mode=False)
+    leaf = torch.randn(20, 4, 5, generator=torch.Generator().manual_seed(0)).mul_(2).requires_grad_()
+
+    def gradients(call):
+        states, parts, leaf.grad = [torch.zeros(4, 5)] * 2, [], None
+        for part in leaf.split(6):
+            spk, *states = call(part, *states)
+            parts.append(spk)
+        torch.cat(parts).square().sum().backward()
+        return leaf.grad
+
+    def checkpointed(*given):
+        return checkpoint(lif, *given, use_reentrant=reentrant)
+
+    if mode.startswith("ema"):
+        loss = checkpointed(leaf, torch.zeros(4, 5), torch.zeros(4, 5))[0].square().sum()
+        before = [buffer.clone() for buffer in lif.buffers()]
+        with pytest.raises(RuntimeError, match=f"mode={mode!r}\\) moves while.*'fixed' or 'learned'.*eval"):
+            loss.backward()
+        assert all(identical(one, two) for one, two in zip(lif.buffers(), before, strict=True))
+        lif.spike_grad.eval()
+    wanted = gradients(lif)
+    assert identical(gradients(checkpointed), wanted) and wanted.any()
