@@ -8,9 +8,10 @@ zone around zero::
     q = trunc(s clamp(V, -b, b));   q = 0 where |q| <= dead_zone
     Y = q / s
 
-``N`` is the number of levels and ``b`` the range. Nothing fires below ``(dead_zone + 1) b / (N (1 - eps))``, and
-the largest code is ``N - 1``. Backward it is straight through inside the range: ``dY/dV = 1`` where ``|V| <= b``,
-the dead zone included, and 0 outside.
+``N`` is the number of levels and ``b`` the range. Nothing fires below ``(dead_zone + 1) b / (N (1 - eps))``. The
+largest code is the whole part of ``N (1 - eps)``, which is ``N - 1`` up to 9,900 levels (``1 / eps``, less what
+float32 rounds away) and less beyond: 32,764 of 2**15. Backward it is straight through inside the range:
+``dY/dV = 1`` where ``|V| <= b``, the dead zone included, and 0 outside.
 
 :class:`MultiBit` is that function as a spike function for any neuron of this package. It keeps the range,
 which may follow the membrane potentials it sees.
@@ -118,9 +119,9 @@ class MultiBit(nn.Module):
     (:func:`snn_ext.sequence.run`). One object serves one layer: it keeps that layer's range.
 
     Args:
-        levels: ``N`` of codes on either side of zero, the largest being ``N - 1``; at least 2. See
-            :func:`from_bits`. ``levels=2, dead_zone=0`` are binary spikes of half the range.
-        dead_zone: the largest code that is silenced; 0 to ``levels - 2``.
+        levels: ``N`` of codes on either side of zero, the largest being ``N - 1`` (up to 9,900 levels); 2 to
+            2**24. See :func:`from_bits`. ``levels=2, dead_zone=0`` are binary spikes of half the range.
+        dead_zone: the largest code that is silenced; from 0 on, below the largest code.
         range: initial ``b`` > 0; a number, or a tensor that broadcasts against a step if the mode is
             ``"fixed"`` or ``"learned"``.
         mode: how ``b`` is found:
@@ -187,8 +188,13 @@ class MultiBit(nn.Module):
                 raise ValueError(f"{name} must be {what}, got {value}{hint}")
         if levels > 2**24:
             raise ValueError("levels must be at most 2**24, up to which float32 has every whole number; got more")
-        if dead_zone > levels - 2:
-            raise ValueError(f"dead_zone must be at most levels - 2 = {levels - 2}, or nothing fires; got {dead_zone}")
+        # Reached whatever the range: float32 rounds four times on the way, by 2**-24 at most.
+        largest = int(levels * (1 - EPSILON) * (1 - 2**-22))
+        if dead_zone >= largest:
+            raise ValueError(
+                f"dead_zone must be below {largest}, the largest code of {levels} levels, or nothing fires; got "
+                f"{dead_zone}"
+            )
         if mode not in get_args(Mode):
             raise ValueError(f"mode must be one of {', '.join(get_args(Mode))}, got {mode!r}")
         if isinstance(momentum, bool) or not isinstance(momentum, int | float) or not 0 < momentum <= 1:

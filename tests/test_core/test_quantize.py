@@ -76,6 +76,19 @@ def test_table(levels, dead_zone, dtype, backend):
         assert torch.equal(slope, (v.abs() <= 1).to(dtype))
 
 
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+@pytest.mark.parametrize("dtype", [F32, F64])
+@pytest.mark.parametrize(("levels", "code"), [(2, 1), (8192, 8191), (9900, 9899), (2**15, 32764), (2**20, 1048471)])
+def test_largest_code(levels, code, dtype, backend):
+    """Beyond 1 / EPSILON levels not the last one; a dead zone just below it leaves something over."""
+    reach = torch.exp(torch.linspace(-9, 9, 97, dtype=F64)).to(dtype)
+    for dead_zone in (0, code - 2):
+        spike = MultiBit(levels, max(dead_zone, 0), mode="fixed", range=reach)
+        found = sequence.run(POTENTIAL, 2 * reach.view(1, 1, -1), None, PLAIN, spike=spike, backend=backend)
+        codes = (found.output.double() * levels * (1 - EPSILON) / reach).round()
+        assert (codes == code).all()
+
+
 def test_one_level_never_fires():
     """The released 1-bit setting, which the constructor refuses."""
     assert multi_bit(TABLE, tensor(1.0), 1, 0).count_nonzero() == 0
@@ -146,8 +159,9 @@ def test_from_bits_refuses(arguments, text):
         (
             {"levels": 4, "dead_zone": 3},
             ValueError,
-            "dead_zone must be at most levels - 2 = 2, or nothing fires; got 3",
+            "dead_zone must be below 3, the largest code of 4 levels, or nothing fires; got 3",
         ),
+        ({"levels": 20000, "dead_zone": 19998}, ValueError, "must be below 19997, the largest code of 20000 levels"),
         ({"mode": "ema"}, ValueError, "mode must be one of fixed, learned, ema_sequence, ema_step, got 'ema'"),
         ({"momentum": 0}, ValueError, r"momentum must be in \(0, 1\], got 0"),
         ({"momentum": 1.1}, ValueError, r"got 1\.1"),

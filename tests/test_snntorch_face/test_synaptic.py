@@ -836,7 +836,7 @@ def test_the_only_reset_is_by_what_was_emitted(kind):
         (lambda: SynapticLIF(0.5, threshold=float("nan")), ValueError, "v_threshold must be finite"),
         (lambda: SynapticLIF(0.5, levels=1), ValueError, "levels must be at least 2.*levels=2, dead_zone=0"),
         (lambda: GatedSynaptic(levels=2.0), TypeError, "levels must be a whole number"),
-        (lambda: GatedSynaptic(levels=4), ValueError, "dead_zone must be at most levels - 2"),
+        (lambda: GatedSynaptic(levels=4), ValueError, "dead_zone must be below 3, the largest code"),
         (lambda: GatedSynaptic(range=0.0), ValueError, "range must be finite and > 0"),
         (lambda: GatedSynaptic(range_mode="ema"), ValueError, "mode must be one of fixed, learned"),
         (lambda: GatedSynaptic(backend="gpu"), ValueError, "unknown backend 'gpu'"),

@@ -760,7 +760,7 @@ def test_a_passed_state_that_does_not_fit(kind, step_mode, state, error, match):
         (lambda: SynapticLIFNode(v_threshold=float("nan")), ValueError, "v_threshold must be finite"),
         (lambda: SynapticLIFNode(learn_beta=1), TypeError, "learn_beta must be True or False"),
         (lambda: SynapticLIFNode(levels=1), ValueError, r"levels must be at least 2.*levels=2, dead_zone=0"),
-        (lambda: GatedSynapticNode(levels=4), ValueError, "dead_zone must be at most levels - 2"),
+        (lambda: GatedSynapticNode(levels=4), ValueError, "dead_zone must be below 3, the largest code"),
         (lambda: GatedSynapticNode(range=0.0), ValueError, "range must be finite and > 0"),
         (lambda: GatedSynapticNode(range_mode="ema"), ValueError, "mode must be one of fixed, learned"),
         (lambda: GatedSynapticNode(reset_decay=0), TypeError, "reset_decay must be True or False"),
