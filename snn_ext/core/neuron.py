@@ -239,9 +239,7 @@ class Neuron:
                 )
             if value.device.type != "cpu" or value.numel() == 0:
                 return
-            # Under torch.func the numbers are inside one wrapper per transform.
-            while is_functorch_wrapped_tensor(value):
-                value = get_unwrapped(value)
+            value = unwrapped(value)
             if value.dim() == 0:
                 low = high = value.item()
             else:
@@ -412,6 +410,13 @@ def moved(name: str, state: Tensor, x: Tensor) -> Tensor:
     if state.device.type == "meta" != x.device.type:
         raise ValueError(f"state {name} is on meta and has no numbers, the input is on {x.device}; reset the module")
     return state.to(x.device, state_dtype(x))
+
+
+def unwrapped(value: Tensor) -> Tensor:
+    """The tensor with the numbers, which under torch.func are inside one wrapper per transform."""
+    while is_functorch_wrapped_tensor(value):
+        value = get_unwrapped(value)
+    return value
 
 
 def _is_real(x: Tensor) -> bool:

@@ -26,8 +26,9 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from .neuron import Neuron, Parameter, Tensors, Value, Values, apart, as_float, check_flag, own_tensor
+from .neuron import Neuron, Parameter, Tensors, Value, Values, apart, as_float, check_flag, own_tensor, unwrapped
 
 Mode = Literal["fixed", "learned", "ema_sequence", "ema_step"]
 
@@ -152,8 +153,9 @@ class MultiBit(nn.Module):
         momentum: of the averages; 0.1 in the released code.
         threshold: for neurons that fire on the potential less a threshold and take that threshold off at
             a reset (LIF, KLIF, LSTM-LIF): their threshold. The output is then counted in it, so that the
-            reset takes off what was emitted; their modules refuse another. ``None`` for a neuron that hands
-            over the potential itself and takes off the output (:mod:`snn_ext.neurons.gated_synaptic`).
+            reset takes off what was emitted; their modules refuse another, when they are made and when they are
+            called. ``None`` for a neuron that hands over the potential itself and takes off the output
+            (:mod:`snn_ext.neurons.gated_synaptic`).
 
     Under DistributedDataParallel ``"ema_sequence"`` takes the extremes over all processes, once a call;
     ``"ema_step"`` does not, and warns.
@@ -210,6 +212,7 @@ class MultiBit(nn.Module):
         self.threshold = None if threshold is None else as_float("threshold", threshold)
         # Kept here too: torch.compile looks through a cached function, and would make them again.
         self._neurons: dict[tuple[int, Kind], Neuron] = {}
+        self._fitted: tuple[int, Value | None, int] | None = None
         if mode == "learned":
             self.log_range = nn.Parameter(reach.log())
         else:
@@ -223,7 +226,7 @@ class MultiBit(nn.Module):
             self.register_buffer("used", reach.clone())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_neurons": {}}  # of this process
+        return {**self.__dict__, "_neurons": {}, "_fitted": None}  # of this process
 
     @property
     def follows(self) -> bool:
@@ -252,6 +255,9 @@ class MultiBit(nn.Module):
     def fit(self, neuron: Neuron, threshold: Value | None = None) -> None:
         """Refuse a neuron that this does not go with, and make what its calls will need: none may be made in a trace.
 
+        Modules ask when they are made and at every call. Where neither was exchanged or written to, that is answered
+        from memory; under torch.compile, where values are symbols, it is not asked.
+
         Args:
             neuron: the equations.
             threshold: of a neuron that fires on its potential less that and takes it off: a number, or a tensor that
@@ -261,18 +267,36 @@ class MultiBit(nn.Module):
             ValueError: its reset is not linear in the output; its threshold is another than this one's, differs
                 from neuron to neuron, or is trained.
         """
+        if torch.compiler.is_compiling():
+            return
+        # Writing to a tensor of inference does not show: it has no version, and is looked at every time.
+        version = threshold._version if isinstance(threshold, Tensor) and not threshold.is_inference() else -1
+        last = self._fitted
+        if last is not None and last[0] == neuron.handle and last[1] is threshold and last[2] == version:
+            return
         for kind in ("constant", *_WHILE_TRAINING.get(self.mode, ())):
             self.neuron(neuron, kind)
-        if threshold is None:
-            return
+        self._check_threshold(neuron, threshold)
+        lasting = not isinstance(threshold, Tensor) or (version >= 0 and not is_functorch_wrapped_tensor(threshold))
+        self._fitted = (neuron.handle, threshold, version) if lasting else None
+
+    def _check_threshold(self, neuron: Neuron, threshold: Value | None) -> None:
         trained = isinstance(threshold, nn.Parameter)
-        unknown = isinstance(threshold, Tensor) and threshold.device.type == "meta"
-        if trained or (not unknown and not bool((torch.as_tensor(threshold) == (self.threshold or 0.0)).all())):
+        if threshold is None or (isinstance(threshold, Tensor) and threshold.device.type == "meta" and not trained):
+            return
+        if trained or not self._counts_in(unwrapped(threshold) if isinstance(threshold, Tensor) else threshold):
             got = "one that is trained" if trained else f"{threshold!r}"
             raise ValueError(
                 f"{neuron.name}: MultiBit(threshold={self.threshold}) counts its output in that threshold, the "
                 f"neuron's is {got}; give both the same number, with learn_threshold=False"
             )
+
+    def _counts_in(self, threshold: Value) -> bool:
+        now = torch.as_tensor(threshold, dtype=torch.float64, device="cpu").detach()
+        own = torch.tensor(self.threshold or 0.0, dtype=torch.float64, device="cpu")
+        # A module that is, or was, of another type has the number as that rounds it.
+        alike = (own, own.float(), own.float().half(), own.float().bfloat16())
+        return any(bool((now == one.double()).all()) for one in alike)
 
     def values(self) -> dict[str, Value]:
         """What that neuron reads besides the values of the one it is made of."""

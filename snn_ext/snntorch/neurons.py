@@ -262,7 +262,10 @@ class SequenceNeuron(SpikingNeuron):
         return self._built[1]
 
     def _spike(self) -> surrogate.SpikeFunction:
-        return surrogate.spike_function(self.spike_grad, fires_at_threshold=False)
+        spike = surrogate.spike_function(self.spike_grad, fires_at_threshold=False)
+        if isinstance(spike, MultiBit):
+            self._check_levels()  # either may be another by now
+        return spike
 
     def _states(self, given: tuple[Any, ...], inputs: Inputs, single: bool) -> tuple[Any, ...]:
         x: Any = inputs[0] if isinstance(inputs, tuple) and inputs else inputs

@@ -125,8 +125,11 @@ class Node(HostNode):
 
     def _settings(self) -> dict[str, Any]:
         """How the equations are run, for :mod:`snn_ext.sequence` and what builds on it."""
+        spike = surrogate.spike_function(self.surrogate_function, fires_at_threshold=True)
+        if isinstance(spike, MultiBit):
+            self._check_levels()  # either may be another by now
         return {
-            "spike": surrogate.spike_function(self.surrogate_function, fires_at_threshold=True),
+            "spike": spike,
             "detach_reset": self.detach_reset,
             "carry": "after_reset",
             "backend": self.backend,

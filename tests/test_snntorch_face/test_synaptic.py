@@ -21,7 +21,16 @@ from torch import nn
 from snn_ext.core import surrogate
 from snn_ext.core.quantize import EPSILON, MultiBit
 from snn_ext.sequence import BackendUnavailable
-from snn_ext.snntorch import KLIF, LIF, LSTMLIF, GatedSynaptic, GatedSynapticLayer, SynapticLayer, SynapticLIF
+from snn_ext.snntorch import (
+    KLIF,
+    LIF,
+    LSTMLIF,
+    GatedSynaptic,
+    GatedSynapticLayer,
+    SkipRecurrent,
+    SynapticLayer,
+    SynapticLIF,
+)
 
 INPUT, HIDDEN = 5, 6
 KINDS = {
@@ -705,6 +714,49 @@ def test_several_levels_are_counted_in_the_neuron_s_threshold(name):
     for settings, threshold in (({}, None), ({"threshold": 0.5}, 1.0), ({"learn_threshold": True}, 1.0)):
         with pytest.raises(ValueError, match=f"MultiBit\\(threshold={threshold}\\).*learn_threshold=False"):
             OTHERS[name](spike_grad=MultiBit(threshold=threshold), **settings)
+
+
+def reloaded(module):
+    module.load_state_dict(LIF(0.75, 0.6, MultiBit(threshold=0.6)).state_dict())
+
+
+def reassigned(module):
+    module.spike_grad = MultiBit(threshold=0.6)
+
+
+def unshifted(module):
+    module.spike_grad = MultiBit()
+
+
+def written(module):
+    module.threshold.fill_(0.6)
+
+
+def trained(module):
+    del module.threshold
+    module.threshold = nn.Parameter(torch.tensor(0.3))
+
+
+@pytest.mark.parametrize("change", [reloaded, reassigned, unshifted, written, trained])
+def test_another_threshold_is_refused_later_too(change):
+    module = LIF(0.75, 0.3, MultiBit(threshold=0.3))
+    module.step(torch.ones(2, 3))
+    change(module)
+    before = everything(module)
+    for call in (module.step, lambda x: module.sequence(x[None]), SkipRecurrent(module, 3)):
+        with pytest.raises(ValueError, match=r"LIF: MultiBit\(threshold=.*give both the same number"):
+            call(torch.ones(2, 3))
+    assert unchanged(module, before)
+    with pytest.raises(ValueError, match="give both the same number"):
+        copy.deepcopy(module).step(torch.ones(2, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_a_threshold_in_another_type_is_the_same(dtype):
+    module = LIF(0.75, 0.3, MultiBit(threshold=0.3)).to(dtype)
+    assert module.step(torch.ones(2, 3, dtype=dtype))[0].any()
+    module.float().reset_mem()
+    assert module.step(torch.ones(2, 3))[0].any()
 
 
 def test_several_levels_are_compiled_into_one_graph():

@@ -26,6 +26,7 @@ from snn_ext.spikingjelly import (
     KLIFNode,
     LIFNode,
     LSTMLIFNode,
+    SkipRecurrentContainer,
     SynapticLayer,
     SynapticLIFNode,
 )
@@ -669,6 +670,27 @@ def test_several_levels_are_counted_in_the_neuron_s_threshold(name):
     for settings, threshold in (({}, None), ({"v_threshold": 0.5}, 1.0)):
         with pytest.raises(ValueError, match=f"MultiBit\\(threshold={threshold}\\).*give both the same number"):
             OTHERS[name](v_reset=None, surrogate_function=MultiBit(threshold=threshold), **settings)
+
+
+@pytest.mark.parametrize("value", [0.5, torch.tensor(0.5)])
+def test_another_threshold_is_refused_later_too(value):
+    def build(value):
+        return LIFNode(v_threshold=value, v_reset=None, surrogate_function=MultiBit(threshold=float(value)))
+
+    changed, loaded, reassigned = build(value), build(value), build(value)
+    changed.v_threshold = value + 0.5
+    if isinstance(value, torch.Tensor):
+        loaded.load_state_dict(build(value + 0.5).state_dict())
+    else:
+        loaded.v_threshold = torch.tensor(1.0)
+    reassigned.surrogate_function = MultiBit(threshold=1.0)
+    for node in (changed, loaded, reassigned):
+        before = everything(node)
+        runs = [SkipRecurrentContainer(node, 3, 1, step_mode="m"), lambda x, node=node: loop(node, (x,))]
+        for run in (*runs, lambda x, node=node: sequence(node, (x,))):
+            with pytest.raises(ValueError, match=r"LIF: MultiBit\(threshold=.*give both the same number"):
+                run(torch.ones(2, 2, 3))
+        assert same(everything(node), before)
 
 
 # ---------------------------------------------------------------- errors
