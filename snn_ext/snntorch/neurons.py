@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -62,9 +62,10 @@ class SequenceNeuron(SpikingNeuron):
     * changing ``reset_mechanism``, or loading another one, takes effect;
     * the module is not kept alive by snnTorch's global list of instances.
 
-    A state that is written to after a reset counts: ``lif.mem = v``, ``lif.mem.fill_(v)``. What is written through
-    ``.data``, or in place to a state that was reset under ``torch.inference_mode()``, is not seen, and the next call
-    starts from zero: a write in place shows in the tensor's version only. There, assign.
+    A state that is written to after a reset counts: ``lif.mem = v``, ``lif.mem.fill_(v)``, and so does one that
+    ``torch.func.functional_call`` brings. What is written through ``.data``, or in place to a state that was reset
+    under ``torch.inference_mode()``, is not seen, and the next call starts from zero: a write in place shows in the
+    tensor's version only. There, assign.
 
     Args:
         threshold: firing threshold; a number, or a tensor ``[F]`` (per neuron) or ``[C, 1, 1]``
@@ -89,6 +90,9 @@ class SequenceNeuron(SpikingNeuron):
     paper_surrogate: ClassVar[Surrogate] = surrogate.atan(2.0)
 
     _live: ClassVar[weakref.WeakSet[SequenceNeuron]] = weakref.WeakSet()
+
+    _fresh: dict[str, tuple[Tensor, int]]
+    """The states that ``reset_mem`` made, with their versions, until a call replaces them."""
 
     def __init__(
         self,
@@ -146,18 +150,29 @@ class SequenceNeuron(SpikingNeuron):
         self.step_mode = step_mode
         for name in self.state_names:
             self.register_buffer(name, torch.zeros(0), persistent=False)
-        self._fresh = True
+        self._begin(self.state_names)
         self._built: tuple[Any, Neuron] | None = None
         SequenceNeuron._live.add(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # The names: a copy of a tensor is another one, with another version.
+        return {**self.__dict__, "_fresh": self._still_fresh()}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Copies and unpickled modules, which __init__ does not see, must be found by detach_hidden too.
         super().__setstate__(state)
+        self._begin(self._fresh)
+        # Copies and unpickled modules, which __init__ does not see, must be found by detach_hidden too.
         SequenceNeuron._live.add(self)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        fresh = self._still_fresh()
+        super()._apply(*args, **kwargs)
+        self._begin(fresh)
+        return self
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.state_names:
-            self._fresh = False  # reset_mem says otherwise, afterwards
+            self._fresh = {}  # reset_mem says otherwise, afterwards
         elif name == "spike_grad" and not isinstance(value, torch.nn.Module):
             self.__dict__.get("_modules", {}).pop(name, None)  # torch lets only a module replace a MultiBit
         super().__setattr__(name, value)
@@ -284,8 +299,7 @@ class SequenceNeuron(SpikingNeuron):
 
     def _state(self, name: str, given: Any, x: Tensor, shape: Any) -> Any:
         hidden = getattr(self, name)
-        # Just reset, and not written to since.
-        fresh = self._fresh and (torch.compiler.is_compiling() or hidden.is_inference() or hidden._version == 0)
+        fresh = self._fresh and self._is_fresh(name, hidden)
         if given is None:
             fits = not fresh and hidden.shape == shape
             return moved(name, hidden, x) if fits else None
@@ -301,8 +315,11 @@ class SequenceNeuron(SpikingNeuron):
             for name, state in named:
                 setattr(self, name, state)
         else:  # what that does in the end; the way there takes as long as two operations
+            if self._fresh:  # but for those that wait while torch.func.functional_call has others in their place
+                self._fresh = {
+                    name: made for name, made in self._fresh.items() if self._buffers.get(name) is not made[0]
+                }
             self._buffers.update(named)
-            self.__dict__["_fresh"] = False
 
     def _finish(self, spk: Tensor, mem: Tensor | None, dim: int) -> Tensor:
         if self.inhibition and mem is not None and mem.numel():
@@ -326,9 +343,28 @@ class SequenceNeuron(SpikingNeuron):
         """
         for name in self.state_names:
             setattr(self, name, zeros(getattr(self, name)))
-        self._fresh = True
+        self._begin(self.state_names)
         states = tuple(getattr(self, name) for name in self.state_names)
         return states[0] if len(states) == 1 else states
+
+    def _begin(self, names: Iterable[str]) -> None:
+        """Take these states, as they are now, for just reset, and no others."""
+        compiling = torch.compiler.is_compiling()
+        made = [(name, getattr(self, name)) for name in names]
+        self._fresh = {
+            name: (state, 0 if compiling or state.is_inference() else state._version) for name, state in made
+        }
+
+    def _is_fresh(self, name: str, hidden: Tensor) -> bool:
+        """Whether a state is the one that was reset, and was not written to since."""
+        made, version = self._fresh.get(name, (None, 0))
+        if torch.compiler.is_compiling():  # torch.export without Dynamo puts others in the place of all buffers
+            return made is hidden or (made is not None and not torch.compiler.is_dynamo_compiling())
+        return made is hidden and (hidden.is_inference() or hidden._version == version)
+
+    def _still_fresh(self) -> list[str]:
+        """The names of the states for which that holds."""
+        return [name for name in self._fresh if self._is_fresh(name, getattr(self, name))]
 
     def init_leaky(self) -> Any:
         """The same as :meth:`reset_mem`, as a network calls it that was written with ``snntorch.Leaky``."""

@@ -137,7 +137,7 @@ class _Recurrent(SequenceNeuron):
         self.block = block
         self.step_mode = getattr(neuron, "step_mode", True) if step_mode is None else check_flag("step_mode", step_mode)
         self.register_buffer(self.state_names[0], torch.zeros(0), persistent=False)
-        self._fresh = True
+        self._begin(self.state_names[:1])
         self.recurrent = _product(1 if self._foreign else len(neuron._neuron().inputs), **product)
         if not check_flag("learn_recurrent", learn_recurrent):
             self.recurrent.requires_grad_(False)
@@ -302,7 +302,7 @@ class _Recurrent(SequenceNeuron):
             return self._fitting(name, state, x, shape) if given is state else state
         if not self._foreign:
             return self.neuron._state(name, given, x, shape)
-        reset = self._fresh and isinstance(given, Tensor) and is_state(given, getattr(self.neuron, name))
+        reset = bool(self._fresh) and isinstance(given, Tensor) and is_state(given, getattr(self.neuron, name))
         if given is None or reset or (isinstance(given, Tensor) and given.shape == (0,)):
             return None
         if not isinstance(given, Tensor) or given.shape != shape or given.layout != torch.strided:
@@ -352,7 +352,7 @@ class _Recurrent(SequenceNeuron):
         self.neuron.reset_mem()
         first = self.state_names[0]
         setattr(self, first, zeros(getattr(self, first)))
-        self._fresh = True
+        self._begin([first])
         return tuple(getattr(self, name) for name in self.state_names)
 
     def init_rleaky(self) -> Any:

@@ -12,6 +12,7 @@ import snntorch as snn
 import torch
 from snntorch import SpikingNeuron, utils
 from torch import nn
+from torch.func import functional_call
 
 import snn_ext.snntorch as face
 from snn_ext.core import surrogate
@@ -190,6 +191,46 @@ def test_a_state_somebody_wrote_is_used(cls):
             write(name)
         assert all(torch.equal(a, b) for a, b in zip(module(x), expected, strict=True))
         assert module.mem.any()
+
+
+@every_class
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+# torch's own tracer does what torch's own warning forbids.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_states_that_functional_call_brings_are_used(cls, compiled):
+    torch.compiler.reset()
+    x = currents(2, 4, 3)
+    module, untouched, reset = (make(cls, init_hidden=True, threshold=0.4) for _ in range(3))
+    module(x[0]), reset(x[0])
+    module.detach_states(), reset.reset_mem()
+    brought = dict(module.named_buffers())
+    expected = module(x[1])
+    assert not torch.equal(expected, untouched(x[1]))
+    untouched.reset_mem()
+    run = torch.compile(functional_call, backend="aot_eager") if compiled else functional_call
+    for other in (make(cls, init_hidden=True, threshold=0.4), reset, untouched):
+        own = [getattr(other, name) for name in cls.state_names]
+        for _ in range(2):
+            assert torch.equal(run(other, brought.copy(), (x[1],)), expected)
+        assert all(getattr(other, name) is state for name, state in zip(cls.state_names, own, strict=True))
+
+
+def test_a_reset_outlasts_what_others_do_with_the_module():
+    """Nothing fires in the step after one, but a threshold below zero would fire from zeros that somebody wrote."""
+    x = torch.full((2, 1), -0.6)
+    module = LIF(0.5, threshold=-0.5, init_hidden=True)
+    module(x), module(x)
+    module.detach_states(), module.reset_mem()
+    functional_call(module, {"mem": torch.ones(2, 1)}, (x,))
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    twins = [copy.deepcopy(module), torch.load(file, weights_only=False), copy.deepcopy(module).double().float()]
+    assert not any(twin(x).any() for twin in (module, *twins))
+    module.reset_mem()
+    module.mem.zero_()
+    twins = [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), copy.deepcopy(module).double().float()]
+    assert all(twin(x).all() for twin in (module, *twins))
 
 
 @every_class
@@ -490,7 +531,7 @@ def test_gradients_of_single_samples(cls):
     x, own = 4 * currents(20, 2, 3), dict(net.named_parameters())
 
     def loss(parameters, sample):
-        return torch.func.functional_call(net, parameters, (sample[:, None],)).square().sum()
+        return functional_call(net, parameters, (sample[:, None],)).square().sum()
 
     for _ in range(2):
         found = torch.func.vmap(torch.func.grad(loss), (None, 1))(own, x)

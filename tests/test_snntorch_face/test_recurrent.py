@@ -19,6 +19,7 @@ from snntorch import functional as SF
 from snntorch import utils
 from support import assert_mixed, fails_up_to, identical
 from torch import nn
+from torch.func import functional_call
 
 import snn_ext
 from snn_ext import neurons, recurrence
@@ -782,6 +783,20 @@ def test_copies_go_on_by_themselves(name, connection):
         close(whole(untouched, more), expected, 0.0)
     type(module).reset_hidden()
     assert not any(state.any() for state in states(untouched))
+
+
+@every_connection
+@pytest.mark.parametrize("name", ["LIF", "LSTMLIF", "Leaky"])
+def test_states_that_functional_call_brings_are_used(name, connection):
+    x, more = data(name, STEPS, BATCH)[0], data(name, STEPS, BATCH, seed=1)
+    module, other = (make(name, connection, product={"step_mode": False}, init_hidden=True) for _ in range(2))
+    with torch.no_grad():
+        module.sequence(x)
+        brought = {key: one.clone() for key, one in module.named_buffers()}
+        expected = module.sequence(*more)
+        assert not torch.equal(other.sequence(*more), expected)
+        other.reset_mem()
+        assert torch.equal(functional_call(other, brought, more), expected)
 
 
 def test_a_module_can_be_made_and_loaded_on_the_meta_device():

@@ -17,6 +17,7 @@ import torch
 from snntorch import functional as SF
 from snntorch import utils
 from torch import nn
+from torch.func import functional_call
 
 from snn_ext.core import surrogate
 from snn_ext.core.quantize import EPSILON, MultiBit
@@ -544,6 +545,19 @@ def test_copies_go_on_where_the_module_is(kind, mode):
 
 
 @every_kind
+def test_states_that_functional_call_brings_are_used(kind):
+    x = data(kind, 12, 3)
+    module = make(kind, init_hidden=True, range_mode="fixed")
+    sequence(module, x)
+    brought = dict(module.named_buffers())
+    expected = sequence(module, x)
+    other = make(kind, init_hidden=True, range_mode="fixed", step_mode=False)
+    assert not torch.equal(other(*x), expected)
+    other.reset_mem()
+    assert torch.equal(functional_call(other, brought, x), expected)
+
+
+@every_kind
 @pytest.mark.parametrize("mode", ["ema_sequence", "ema_step"])
 def test_evaluation_freezes_the_range_and_training_moves_it(kind, mode):
     module = make(kind, range_mode=mode)
@@ -619,6 +633,22 @@ def test_one_mask_for_a_sequence_and_its_chunks(kind):
     module.reset_mem()
     module.eval()
     assert not dropped(module.sequence(x[0])[1]).any()
+
+
+@every_layer
+def test_a_copy_of_a_layer_that_was_reset_draws_a_mask_too(kind):
+    module = make(kind, dropout=0.5, init_hidden=True, step_mode=False, range_mode="fixed")
+    x = data(kind, 9, 8)[0]
+    module(x)
+    module.detach_states(), module.reset_mem()
+    file = io.BytesIO()
+    torch.save(module, file)
+    file.seek(0)
+    old = module.drive._mask
+    twins = [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), torch.load(file, weights_only=False)]
+    for one in (module, *twins, copy.deepcopy(twins[0])):
+        one(x)
+        assert not torch.equal(one.drive._mask, old)
 
 
 def test_the_mask_is_inverted_and_on_the_new_part_only():
