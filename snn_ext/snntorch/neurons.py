@@ -329,7 +329,8 @@ class SequenceNeuron(SpikingNeuron):
         # The host's constructor always makes this buffer; ours do not offer it, so it is 1 unless
         # somebody wrote to it.
         known = factor.numel() == 1 and factor.device.type == "cpu" and not torch.compiler.is_compiling()
-        if known and not factor.requires_grad and factor.item() == 1:
+        known = known and not (factor.requires_grad or is_functorch_wrapped_tensor(factor))
+        if known and factor.item() == 1:
             return spk
         return spk * factor.to(spk.dtype)
 

@@ -489,7 +489,9 @@ class AdaptiveSkipRecurrent(_Recurrent):
     One vector of logits z for a layer, ``lags.logits``, zero at the start. The temperature, a buffer, falls by
     ``temperature_decay`` when :func:`snn_ext.training.step_temperature` is called, once per epoch. In training each
     step hears the one before, so time goes step by step; in evaluation in blocks of :math:`k^*`. An untrained layer
-    evaluates with span 1. The body of the paper could not be read; all this is its authors' released code.
+    evaluates with span 1. In evaluation the span is a number, so models of an ensemble under ``torch.func.vmap``,
+    whose spans may differ, are to be in training or in ``mode="soft"``. The body of the paper could not be read; all
+    this is its authors' released code.
 
     The state ``past`` is always the last ``max_span`` outputs, in evaluation too. All else, the neurons, the loop and
     the product's keywords, is as for :class:`SkipRecurrent`.

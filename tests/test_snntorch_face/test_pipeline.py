@@ -7,6 +7,7 @@ neuron of ours the program runs and learns.
 
 from __future__ import annotations
 
+import copy
 import io
 import sys
 import types
@@ -17,6 +18,7 @@ from importlib.util import find_spec
 import pytest
 import snntorch as snn
 import torch
+from golden.make import BATCH, FEATURES, MODULES
 from snntorch import functional as SF
 from snntorch import spikegen, surrogate, utils
 from snntorch.functional import probe, quant, stdp_learner
@@ -536,3 +538,35 @@ def test_a_range_that_moves_is_not_checkpointed(mode, reentrant):
         lif.spike_grad.eval()
     wanted = gradients(lif)
     assert identical(gradients(checkpointed), wanted) and wanted.any()
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES["snntorch"]() if name != "GatedSynaptic"])
+def test_an_ensemble_is_its_models(name):
+    """torch's recipe: parameters and buffers are stacked, and one model is called with those of each by vmap.
+
+    Without the gated neuron, which learns nothing.
+    """
+    torch.manual_seed(0)
+    models = [MODULES["snntorch"]()[name]() for _ in range(3)]
+    x = 2 * torch.rand(9, BATCH, FEATURES)
+    with torch.no_grad():
+        for number, model in enumerate(models):
+            for parameter in model.parameters():
+                parameter.mul_(1 - number / 8)
+    parameters, buffers = torch.func.stack_module_state(models)
+    base = copy.deepcopy(models[0])
+
+    def loss(own, kept):
+        output = torch.func.functional_call(base, (own, kept), (x,))
+        return output.square().sum(), output
+
+    gradients, outputs = torch.func.vmap(torch.func.grad(loss, has_aux=True))(parameters, buffers)
+    for number, model in enumerate(models):
+        output = model(x)
+        torch.testing.assert_close(outputs[number], output.detach(), rtol=1e-5, atol=1e-5)
+        own = dict(model.named_parameters())
+        wanted = torch.autograd.grad(output.square().sum(), list(own.values()), allow_unused=True)
+        for key, gradient in zip(own, wanted, strict=True):
+            if gradient is not None:
+                torch.testing.assert_close(gradients[key][number], gradient, rtol=1e-4, atol=1e-4)
+    assert outputs.any() and not torch.equal(outputs[0], outputs[2])
