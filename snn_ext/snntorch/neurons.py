@@ -67,6 +67,9 @@ class SequenceNeuron(SpikingNeuron):
     under ``torch.inference_mode()``, is not seen, and the next call starts from zero: a write in place shows in the
     tensor's version only. There, assign.
 
+    An initial state that is learned is passed as a state, or assigned as what is computed from the parameter,
+    ``lif.mem = start.expand(4, 10)``; as a ``torch.nn.Parameter`` it is refused.
+
     Args:
         threshold: firing threshold; a number, or a tensor ``[F]`` (per neuron) or ``[C, 1, 1]``
             (per channel). Tensors are cloned. The same holds for every other value.
@@ -172,6 +175,12 @@ class SequenceNeuron(SpikingNeuron):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in self.state_names:
+            if isinstance(value, nn.Parameter):  # which would be read at every step, and never replaced
+                raise TypeError(
+                    f"{type(self).__name__}: state {name} must be a tensor that every call replaces, got a Parameter; "
+                    f"to learn an initial state, keep the parameter under another name, and pass it as a state or "
+                    f"assign what is computed from it: module.{name} = start.expand({', '.join(map(str, value.shape))})"
+                )
             self._fresh = {}  # reset_mem says otherwise, afterwards
         elif name == "spike_grad" and not isinstance(value, torch.nn.Module):
             self.__dict__.get("_modules", {}).pop(name, None)  # torch lets only a module replace a MultiBit

@@ -194,6 +194,24 @@ def test_a_state_somebody_wrote_is_used(cls):
 
 
 @every_class
+def test_an_initial_state_is_learned_from_outside(cls):
+    x = currents(6, 4, 3)
+    start = nn.Parameter(torch.full((3,), 0.5))
+    passing, hidden = make(cls), make(cls, init_hidden=True, step_mode=False)
+    spk = passing.sequence(x, *(start.expand(4, 3) for _ in cls.state_names))[0]
+    hidden(x), hidden.detach_states()
+    before = [getattr(hidden, name) for name in cls.state_names]
+    for name in cls.state_names:
+        with pytest.raises(TypeError, match=f"state {name} must be a tensor .*got a Parameter.*under another name"):
+            setattr(hidden, name, start)
+    assert all(getattr(hidden, name) is state for name, state in zip(cls.state_names, before, strict=True))
+    for name in cls.state_names:
+        setattr(hidden, name, start.expand(4, 3))
+    gradients = [torch.autograd.grad((one * x).sum(), start)[0] for one in (spk, hidden(x))]
+    assert torch.equal(*gradients) and gradients[0].all()
+
+
+@every_class
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 # torch's own tracer does what torch's own warning forbids.
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
