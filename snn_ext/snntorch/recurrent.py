@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from snntorch import SpikingNeuron
 from torch import Tensor, nn
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
 from .. import connection
 from ..connection import Lags, Mode, Span
-from ..core.neuron import Value, check_flag, check_size, is_autocast, state_dtype
+from ..core.neuron import Value, check_flag, check_size, described, is_autocast, state_dtype
 from ..core.reference import Result, by_state
 from ..recurrence import Block, check_block
 from ..sequence import DTYPES, check_inputs
@@ -42,12 +43,25 @@ def _states_of(neuron: Any) -> tuple[str, ...]:
         return states
     if type(neuron)._advance is not SequenceNeuron._advance:
         raise TypeError(f"{name} has weights of its own; wrap a neuron without, and put layers around it")
+    _check_outputs(neuron)
+    return neuron.state_names
+
+
+def _check_outputs(neuron: SequenceNeuron) -> None:
+    """Refuse a neuron whose outputs would be changed after the connection has heard them."""
+    name = type(neuron).__name__
     if neuron.inhibition:
         raise ValueError(f"{name}: inhibition masks what the connection would hear; leave it out")
     factor = neuron.graded_spikes_factor
-    if factor.device.type != "meta" and (factor.numel() != 1 or factor.item() != 1):
-        raise ValueError(f"{name}: graded_spikes_factor must be 1 inside a recurrent connection; scale its weights")
-    return neuron.state_names
+    if torch.compiler.is_compiling() or factor.device.type == "meta":  # its number is not known
+        return
+    while is_functorch_wrapped_tensor(factor):  # of several models under vmap
+        factor = get_unwrapped(factor)
+    if isinstance(factor, nn.Parameter) or not factor.numel() or not (factor == 1).all().item():
+        raise ValueError(
+            f"{name}: graded_spikes_factor must be 1, and not be learned, inside a recurrent connection, got "
+            f"{described({'graded_spikes_factor': factor})}; scale the connection's weights"
+        )
 
 
 def _product(
@@ -138,6 +152,7 @@ class _Recurrent(SequenceNeuron):
         self.step_mode = getattr(neuron, "step_mode", True) if step_mode is None else check_flag("step_mode", step_mode)
         self.register_buffer(self.state_names[0], torch.zeros(0), persistent=False)
         self._begin(self.state_names[:1])
+        self._checked_factor: tuple[Any, int] = (None, 0)
         self.recurrent = _product(1 if self._foreign else len(neuron._neuron().inputs), **product)
         if not check_flag("learn_recurrent", learn_recurrent):
             self.recurrent.requires_grad_(False)
@@ -210,8 +225,10 @@ class _Recurrent(SequenceNeuron):
     def _run(
         self, inputs: tuple[Any, ...], states: Sequence[Any], history: Tensor | None, single: bool, trace: bool
     ) -> tuple[Result, Tensor]:
-        connection.tell_of_hooks(self.neuron)
-        neuron = self.neuron._neuron()
+        module = self.neuron
+        self._check_neuron(module)
+        connection.tell_of_hooks(module)
+        neuron = module._neuron()
         inputs = check_inputs(neuron, inputs, axes=1 if single else 2)
         output, *rest, latest = connection.run(
             neuron,
@@ -220,16 +237,29 @@ class _Recurrent(SequenceNeuron):
             self._span(),
             states,
             history,
-            self.neuron._values(),
+            module._values(),
             block=self.block,
-            spike=self.neuron._spike(),
-            detach_reset=self.neuron.detach_reset,
+            spike=module._spike(),
+            detach_reset=module.detach_reset,
             carry="before_reset",
             trace=trace,
-            state_map=self.neuron.state_quant or None,
-            backend=self.neuron.backend,
+            state_map=module.state_quant or None,
+            backend=module.backend,
         )
         return Result(output, *rest), latest
+
+    def _check_neuron(self, neuron: SequenceNeuron) -> None:
+        """Once more what was checked when the neuron was wrapped: it may have been changed since, or loaded."""
+        checked, version = self._checked_factor
+        if torch.compiler.is_compiling():
+            _check_outputs(neuron)
+            return
+        factor = neuron._buffers.get("graded_spikes_factor")
+        # Another one only, because reading it on a GPU waits for all that is under way.
+        if neuron.inhibition or factor is None or factor is not checked or factor._version != version:
+            _check_outputs(neuron)
+            if not (factor is None or factor.is_inference() or is_functorch_wrapped_tensor(factor)):
+                self._checked_factor = (factor, factor._version)
 
     def _run_foreign(
         self, inputs: tuple[Any, ...], states: Sequence[Any], history: Tensor | None, single: bool, trace: bool
@@ -438,7 +468,8 @@ class SkipRecurrent(_Recurrent):
 
     Raises:
         TypeError: a neuron that cannot be wrapped; no product, or two.
-        ValueError: a neuron with ``inhibition``; a size, a span or a block that is none.
+        ValueError: a neuron with ``inhibition`` or a ``graded_spikes_factor`` other than 1, which a call refuses too,
+            set or loaded since; a size, a span or a block that is none.
     """
 
     def __init__(

@@ -1153,6 +1153,31 @@ def test_inhibition_is_refused_of_ours_and_heard_of_the_hosts():
     assert module.sequence(data("Leaky", STEPS, BATCH, dtype=torch.float32)[0])[0].sum(-1).max() == 1
 
 
+@pytest.mark.filterwarnings("ignore:Inhibition is an unstable feature:UserWarning")
+@every_connection
+def test_what_the_connection_would_not_hear_is_refused_later_too(connection):
+    (x,) = data("LIF", STEPS, BATCH)
+    loaded = {**make("LIF", connection).state_dict(), "neuron.graded_spikes_factor": torch.tensor(2.0)}
+    factor, inhibition = "graded_spikes_factor must be 1.*scale the connection's weights", "inhibition masks"
+    for change, match in (
+        (lambda m: setattr(m, "inhibition", True), inhibition),
+        (lambda m: setattr(m, "graded_spikes_factor", torch.tensor(2.0)), factor),
+        (lambda m: setattr(m, "graded_spikes_factor", nn.Parameter(torch.tensor(1.0))), factor),
+        (lambda m: m.graded_spikes_factor.fill_(2.0), factor),
+        (lambda m: m.load_state_dict(loaded), factor),
+    ):
+        for ran in (False, True):
+            module = make("LIF", connection)
+            if ran:
+                module.sequence(x)
+            change(module)
+            before = everything(module)
+            for call, given in ((module.step, x[0]), (module.sequence, x)):
+                with pytest.raises(ValueError, match=match):
+                    call(given)
+            assert unchanged(module, before)
+
+
 @pytest.mark.parametrize("name", ["StateLeaky", "DeltaLeaky", "LinearLeaky"])
 def test_neurons_of_the_host_that_compute_no_step_are_refused(name):
     made = {
