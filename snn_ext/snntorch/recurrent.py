@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from snntorch import SpikingNeuron
 from torch import Tensor, nn
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .. import connection
 from ..connection import Lags, Mode, Span
-from ..core.neuron import Value, check_flag, check_size, described, is_autocast, state_dtype
+from ..core.neuron import Value, check_flag, check_size, described, is_autocast, state_dtype, unwrapped
 from ..core.reference import Result, by_state
 from ..recurrence import Block, check_block
 from ..sequence import DTYPES, check_inputs
@@ -55,8 +55,7 @@ def _check_outputs(neuron: SequenceNeuron) -> None:
     factor = neuron.graded_spikes_factor
     if torch.compiler.is_compiling() or factor.device.type == "meta":  # its number is not known
         return
-    while is_functorch_wrapped_tensor(factor):  # of several models under vmap
-        factor = get_unwrapped(factor)
+    factor = unwrapped(factor)  # of several models under vmap
     if isinstance(factor, nn.Parameter) or not factor.numel() or not (factor == 1).all().item():
         raise ValueError(
             f"{name}: graded_spikes_factor must be 1, and not be learned, inside a recurrent connection, got "
