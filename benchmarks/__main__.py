@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "experiment of ours (--experiment; see the module of that name in benchmarks/accuracy). Both resume.",
     )
     add = accuracy.add_mutually_exclusive_group(required=True).add_argument
+    many = ", ".join(MANY_RUNS)
     add("--recipe", metavar="NAME", help="a file of benchmarks/recipes; alone it lists its tasks")
     add("--experiment", metavar="NAME", help="one of benchmarks.accuracy.EXPERIMENTS")
     add = accuracy.add_argument
@@ -48,10 +49,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--out", type=Path, metavar="FOLDER", help="pictures of an experiment; checkpoints and logs of a recipe")
     add("--data", dest="data_path", type=Path, metavar="PATH", help="where the data set is (the cache)")
     add("--quick", action="store_true", help="very short, to see that it runs; no result")
-    add("--device", help="such as cpu or cuda (a recipe: cuda where there is one; memory, digits_784: cpu)")
+    add("--device", help=f"such as cpu or cuda (a recipe: cuda where there is one; {many}: cpu)")
     experiment = accuracy.add_argument_group("only with --experiment").add_argument
     experiment("--budget", type=float, metavar="HOURS", help="start no run after so many, of one core (the plan's)")
-    experiment("--jobs", type=_positive, metavar="N", help="so many runs at once (1); memory, digits_784")
+    experiment("--jobs", type=_positive, metavar="N", help=f"so many runs at once (1); {many}")
     recipe = accuracy.add_argument_group("only with --recipe").add_argument
     recipe("--task", metavar="NAME", help="a data set of the recipe; --recipe alone lists them")
     recipe("--network", metavar="NAME", help="a network of the task, where there are several")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -29,7 +28,6 @@ def versions() -> dict[str, str]:
         return found | {"compiler": "none"}
 
 
-@cache
 def commit() -> str:
     """Of the checkout that this is, with ``+`` where files but results differ from it; ``"unknown"`` without git."""
 

@@ -40,8 +40,8 @@ def fails_up_to(release: str, why: str = "torch.compile does not follow it there
 def two_processes(work: Callable[[int], Any], told: Path) -> Iterator[None]:
     """Beside them goes what is inside; then both have ended well, and ``told / "RANK.pt"`` holds ``work(rank)``.
 
-    They are made by a server that has imported torch and nothing else: a fork of this process could wait for ever for
-    a lock that one of its threads held.
+    They are made by a server that has imported the faces and run nothing: a fork of this process could wait for ever
+    for a lock that one of its threads held.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

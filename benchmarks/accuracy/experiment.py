@@ -102,7 +102,7 @@ def complete(
     def name_of(one: Mapping[str, Any]) -> str:
         return json.dumps([one[name] for name in key])
 
-    before = len(runs)
+    before, commit = len(runs), machine.commit()
     started = {name_of(one): -1 for one in runs}  # by name, in which order
     going: dict[futures.Future[Any], dict[str, Any]] = {}
 
@@ -132,7 +132,7 @@ def complete(
                 if raised := future.exception():
                     error, stopped = error or raised, True  # once those under way are done
                     continue
-                one = future.result() | {"part": part, "commit": machine.commit()}
+                one = future.result() | {"part": part, "commit": commit}
                 runs.append(one)
                 # Of equal runs of a search the first counts, whichever was done first.
                 runs[before:] = sorted(runs[before:], key=lambda run: started[name_of(run)])

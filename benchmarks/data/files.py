@@ -219,15 +219,16 @@ def _extract(packed: tarfile.TarFile, folder: Path) -> None:
     """Unpack files and folders of an archive, none of them out of ``folder``.
 
     Raises:
-        TarError: one of them would be.
+        TarError: one of them would be, or is something else.
     """
-    members = [one for one in packed if one.isfile() or one.isdir()]
-    for one in members:
-        if not (folder / one.name).resolve().is_relative_to(folder.resolve()):
-            raise tarfile.TarError(f"{one.name} would be unpacked outside of the folder")
     # Python 3.11 has filters from 3.11.4 on.
     packed.extraction_filter = getattr(tarfile, "data_filter", None)
-    packed.extractall(folder, members)
+    for one in packed:
+        if not (one.isfile() or one.isdir()):
+            raise tarfile.TarError(f"{one.name} is neither a file nor a folder")
+        if not (folder / one.name).resolve().is_relative_to(folder.resolve()):
+            raise tarfile.TarError(f"{one.name} would be unpacked outside of the folder")
+        packed.extract(one, folder)
 
 
 def keep_first(made: Path, place: Path) -> None:

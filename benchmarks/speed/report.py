@@ -129,7 +129,7 @@ def of_cases(runs: Sequence[Run], separator: str = ": ") -> dict[str, Figures]:
 def targets(path: Path | None) -> dict[str, Any] | None:
     """A file of targets; ``None`` without one. To be read before anything is measured.
 
-    The file holds ``{"conditions": {"threads", "allocator"}, "parts": {part: [{"bounded_by": text, "targets":
+    The file holds ``{"conditions": {"device", "threads", "allocator"}, "parts": {part: [{"bounded_by": text, "targets":
     [{"figure": name, "at_least" or "at_most": number, "stretch": optional}]}]}}``: the conditions that must reach
     them, and what bounds the figures of each group.
 
@@ -143,7 +143,8 @@ def targets(path: Path | None) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise TargetsError(f"the targets cannot be read: {error}") from error
     try:
-        condition(found["conditions"])
+        for name in ("device", "threads", "allocator"):
+            found["conditions"][name]
         for group in (group for groups in found["parts"].values() for group in groups):
             if not isinstance(group["bounded_by"], str):
                 raise TypeError
@@ -152,10 +153,24 @@ def targets(path: Path | None) -> dict[str, Any] | None:
                     raise TypeError
     except (KeyError, TypeError, AttributeError) as error:
         raise TargetsError(
-            f"{path} is no file of targets: expected {{'conditions': {{'threads', 'allocator'}}, 'parts': {{part: "
-            "[{'bounded_by', 'targets': [{'figure', 'at_least' or 'at_most'}]}]}}"
+            f"{path} is no file of targets: expected {{'conditions': {{'device', 'threads', 'allocator'}}, 'parts': "
+            "{part: [{'bounded_by', 'targets': [{'figure', 'at_least' or 'at_most'}]}]}}"
         ) from error
     return found
+
+
+def check_conditions(asked: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+    """Refuse targets for conditions that a file of results does not have.
+
+    Raises:
+        TargetsError: the device or the number of threads is none of ``settings``.
+    """
+    for name, there in (("device", [settings["device"]]), ("threads", settings["threads"])):
+        if asked["conditions"][name] not in there:
+            raise TargetsError(
+                f"the targets are for {name} {asked['conditions'][name]}, the results for {name} "
+                f"{', '.join(map(str, there))}; check others, or without --check"
+            )
 
 
 class Check(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.accuracy import comparison, experiment
+from benchmarks.accuracy import comparison, experiment, initial
 
 FOLDER = Path(experiment.__file__).parents[1]
 PAGE = (FOLDER / "README.md").read_text()
@@ -56,22 +56,60 @@ def test_the_tables_of_models_on_tasks(name, tasks, apart):
     assert held is not None and held[1].split("\n", 2)[2] == made, f"put these rows into benchmarks/README.md:\n{made}"
 
 
-@pytest.mark.parametrize(
-    ("section", "names", "count"),
-    [
-        ("### What k and what the ReLU do", ["fashion"], 5),
-        ("### The gated cells", ["gated"], 7),
-        ("### Skip recurrent connections", ["skip", "skip_784"], 13),
-    ],
-)
-def test_every_mean_of_three_seeds_is_in_the_results(section, names, count):
-    text = PAGE.split(section)[1].split("\n##")[0].replace("**", "")
-    means = re.findall(r"\.\d{3} \(\.\d{3} \.\d{3} \.\d{3}\)", text)
-    groups = {}
-    for source, run in ((name, run) for name in names for run in result(name)["runs"] if "failed" not in run):
-        settings = [run.get(key) for key in ("host", "model", "levels", "rate", "memory", "parameters")]
-        groups.setdefault(json.dumps([source, *settings]), {}).setdefault(run["seed"], run["test"])
-    there = set()
-    for tests in (group.values() for group in groups.values() if len(group) == 3):
-        there.add(f"{short(statistics.mean(tests), 3)} ({' '.join(short(test, 3) for test in tests)})")
-    assert len(means) == count and set(means) <= there
+def rows(section):
+    """Of a section's table: label to cells."""
+    lines = PAGE.split(section)[1].split("\n##")[0].splitlines()
+    cells = [
+        [cell.strip() for cell in line.strip("|").replace("**", "").split("|")]
+        for line in lines
+        if line.startswith("|")
+    ]
+    return {label: rest for label, *rest in cells[2:]}
+
+
+def three(runs):
+    """Mean of three seeds, and each."""
+    tests = [run["test"] for run in sorted(runs, key=lambda run: run["seed"])]
+    return f"{short(statistics.mean(tests), 3)} ({' '.join(short(test, 3) for test in tests)})"
+
+
+def test_the_table_of_fashion():
+    runs, labels = result("fashion")["runs"], {"SpikingJelly's ParametricLIFNode": "PLIF"}
+    found = rows("### What k and what the ReLU do")
+    assert len(found) == 5
+    for label, cells in found.items():
+        assert cells[-1] == three(experiment.reported(runs, host="spikingjelly", model=labels.get(label, label)))
+
+
+def test_the_table_of_gated_cells():
+    runs, found = result("gated")["runs"], rows("### The gated cells")
+    assert len(found) == 7
+    for label, (weights, test, *_) in found.items():
+        kept = experiment.reported(runs, model=label.removesuffix(" (32 levels)"))
+        assert test == three(kept) and weights == f"{kept[0]['parameters']:,}"
+
+
+def test_the_table_of_skip_recurrent_connections():
+    runs, section = result("skip")["runs"], "### Skip recurrent connections"
+    names = {"vanilla, span 1": "vanilla", "ASRC, K = 31": "ASRC"}
+    found = rows(section)
+    assert len(found) == 5
+    for label, cells in found.items():
+        name = names.get(label, label.replace(", span", ""))
+        assert cells == [three(experiment.reported(runs, model=f"{cell} {name}")) for cell in ("LIF", "LSTM-LIF")]
+    runs = result("skip_784")["runs"]
+    for said, name in (("vanilla", "vanilla"), ("span 32", "SRC 32"), ("ASRC", "ASRC")):
+        assert f"{said} {three(experiment.reported(runs, model=f'LIF {name}'))}" in PAGE.split(section)[1]
+
+
+def test_the_table_of_initial_values():
+    found = result("initial")
+    every = initial.tests(found["settings"], found["runs"])
+    tests = {point: statistics.mean(seeds) for point, seeds in every.items()}
+    assert f"(-0.5, 0.5) is {short(tests[-0.5, 0.5], 3)} " in PAGE
+    signs = {"first (+, +)": (1, 1), "second (-, +)": (-1, 1), "third (-, -)": (-1, -1), "fourth (+, -)": (1, -1)}
+    for label, (mean, ends) in rows("### Where LSTM-LIF may start").items():
+        first, second = signs[label.split(", the")[0]]
+        there = [test for (beta1, beta2), test in tests.items() if beta1 * first > 0 and beta2 * second > 0]
+        assert len(there) == 9 and mean == short(statistics.mean(there), 3)
+        assert ends == f"{short(min(there), 3)} to {short(max(there), 3)}"

@@ -296,7 +296,7 @@ def about():
     """What a file says besides its parts."""
     return {
         "quick": False,
-        "settings": {"backend": "cpu", "device": "cpu", "rounds": 1, "budget": 3.0},
+        "settings": {"backend": "cpu", "device": "cpu", "rounds": 1, "budget": 3.0, "threads": [2]},
         "versions": {"python": "3"},
         "machine": {"processor": "made up", "cores": 1, "last_level_cache": None},
     }
@@ -349,15 +349,32 @@ def test_the_gate_is_the_conditions_that_the_file_names(tmp_path):
         assert checked(made_up(fast=60.0, warm=1.0), tmp_path, tmp_path / "targets.json") == status
 
 
-def test_targets_of_other_conditions_or_parts_are_refused(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize(("name", "other"), [("device", "cuda"), ("threads", [1, 4])])
+def test_targets_of_other_conditions_are_refused(name, other, tmp_path, capsys):
     result = made_up()
-    for run in result["parts"]["neurons"]["runs"]:
-        run["threads"] = 1
+    result["settings"][name] = other
     assert checked(result, tmp_path) == 1
-    assert "for 2 threads, default; the results have 1 thread, default, 1 thread, warm" in capsys.readouterr().err
+    assert f"the targets are for {name} " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--parts", "scaling"], "has none for scaling; it has some for neurons, layers"),
+        (["--threads", "1"], "the targets are for threads 2, the results for threads 1"),
+    ],
+)
+def test_targets_that_do_not_fit_are_refused_before_measuring(arguments, said, capsys, monkeypatch):
     monkeypatch.setattr(timing, "child", lambda *args: pytest.fail("measured"))
-    assert command_line.main(["speed", "--quick", "--parts", "scaling", "--check", str(TARGETS)]) == 1
-    assert "has none for scaling; it has some for neurons, layers" in capsys.readouterr().err
+    assert command_line.main(["speed", "--quick", *arguments, "--check", str(TARGETS)]) == 1
+    assert said in capsys.readouterr().err
+
+
+def test_the_committed_table_of_targets_is_that_of_the_results(tmp_path):
+    results = TARGETS.parent / "results"
+    asked, result = report.targets(TARGETS), command.read(results / "speed.json")
+    command.compare(result, list(command.PARTS), asked, tmp_path)
+    assert (tmp_path / "speed_targets.md").read_text() == (results / "speed_targets.md").read_text()
 
 
 def test_targets_are_also_a_table(tmp_path):
