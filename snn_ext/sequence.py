@@ -254,9 +254,9 @@ def _check_forward(neuron: Neuron, spike: MultiBit) -> None:
     """Refuse a backward pass that runs steps again: with the range that later ones left they are others."""
     if not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
         raise RuntimeError(
-            f"{neuron.name}: the range of MultiBit(mode={spike.mode!r}) moves while training, so that steps which the "
-            "backward pass runs again (gradient checkpointing) would give other outputs and wrong gradients; use mode "
-            "'fixed' or 'learned', or let the range stand still: .eval() of the MultiBit itself"
+            f"{neuron.name}: called inside a backward pass, as by gradient checkpointing, while the range of "
+            f"MultiBit(mode={spike.mode!r}) moves: steps that ran before would give other outputs and wrong gradients; "
+            "use mode 'fixed' or 'learned', or let the range stand still: .eval() of the MultiBit itself"
         )
 
 

@@ -169,7 +169,7 @@ class Neuron:
     value_names: tuple[str, ...] = field(init=False, compare=False, repr=False)
     """Names of all parameters, then all constants: what ``p`` must hold besides ``spike``."""
     lends: bool = field(init=False, compare=False, repr=False)
-    """Whether a state is an input or the output itself, or shares its memory, which belongs to the caller."""
+    """Whether a state is an input, the output or the state before itself, or shares memory that is the caller's."""
     _names: frozenset[str] = field(init=False, compare=False, repr=False)
 
     def __reduce__(self) -> Any:
@@ -285,7 +285,7 @@ class Neuron:
             charged = checked(self.charge(inputs, states, p), "charge")
             (output,) = checked((self.fire(charged, p),))
             after = checked(self.reset(charged, output, p), "reset")
-            callers = {one.untyped_storage().data_ptr() for one in (*inputs, output)}
+            callers = {one.untyped_storage().data_ptr() for one in (*inputs, *states, output)}
             lends = any(one.untyped_storage().data_ptr() in callers for one in (*charged, *after))
             object.__setattr__(self, "lends", lends)
             if self.observers:

@@ -141,8 +141,9 @@ class MultiBit(nn.Module):
 
             Both averages look at batch and neurons together, so two half batches do not equal the
             whole, and both stand still in evaluation, which writes nothing. No gradient flows through them.
-            Gradient checkpointing is refused while they move: the second run would have another range. Use
-            another mode there, or let this object alone stand still, ``lif.spike_grad.eval()``.
+            A call inside a backward pass, as of gradient checkpointing, is refused while they move: a second run
+            would have another range. Use another mode there, or let this object alone stand still,
+            ``lif.spike_grad.eval()``.
 
             Where states are carried before their reset (snnTorch), the first reset of a call takes off what fired
             with the range as it is, or, while training in ``"ema_sequence"``, with that of the training call
@@ -212,7 +213,7 @@ class MultiBit(nn.Module):
         self.threshold = None if threshold is None else as_float("threshold", threshold)
         # Kept here too: torch.compile looks through a cached function, and would make them again.
         self._neurons: dict[tuple[int, Kind], Neuron] = {}
-        self._fitted: tuple[int, Value | None, int] | None = None
+        self._fitted: tuple[int, float | None, int, Value | None] | None = None
         if mode == "learned":
             self.log_range = nn.Parameter(reach.log())
         else:
@@ -271,14 +272,14 @@ class MultiBit(nn.Module):
             return
         # Writing to a tensor of inference does not show: it has no version, and is looked at every time.
         version = threshold._version if isinstance(threshold, Tensor) and not threshold.is_inference() else -1
-        last = self._fitted
-        if last is not None and last[0] == neuron.handle and last[1] is threshold and last[2] == version:
+        asked = (neuron.handle, self.threshold, version)
+        if self._fitted is not None and self._fitted[:3] == asked and self._fitted[3] is threshold:
             return
         for kind in ("constant", *_WHILE_TRAINING.get(self.mode, ())):
             self.neuron(neuron, kind)
         self._check_threshold(neuron, threshold)
         lasting = not isinstance(threshold, Tensor) or (version >= 0 and not is_functorch_wrapped_tensor(threshold))
-        self._fitted = (neuron.handle, threshold, version) if lasting else None
+        self._fitted = (*asked, threshold) if lasting else None
 
     def _check_threshold(self, neuron: Neuron, threshold: Value | None) -> None:
         trained = isinstance(threshold, nn.Parameter)

@@ -178,8 +178,8 @@ class SequenceNeuron(SpikingNeuron):
             if isinstance(value, nn.Parameter):  # which would be read at every step, and never replaced
                 raise TypeError(
                     f"{type(self).__name__}: state {name} must be a tensor that every call replaces, got a Parameter; "
-                    f"to learn an initial state, keep the parameter under another name, and pass it as a state or "
-                    f"assign what is computed from it: module.{name} = start.expand({', '.join(map(str, value.shape))})"
+                    f"to learn an initial state, keep the parameter under another name, start, and pass or assign "
+                    f"what is computed from it, of the shape of a step: module.{name} = start.expand(batch, ...)"
                 )
             self._fresh = {}  # reset_mem says otherwise, afterwards
         elif name == "spike_grad" and not isinstance(value, torch.nn.Module):
@@ -382,8 +382,13 @@ class SequenceNeuron(SpikingNeuron):
 
     def detach_states(self) -> None:
         """Cut the states from the graph they were computed in."""
-        for name in self.state_names:
+        self._detach(self.state_names)
+
+    def _detach(self, names: Iterable[str]) -> None:
+        fresh = self._still_fresh()
+        for name in names:
             setattr(self, name, getattr(self, name).detach())
+        self._begin(fresh)  # what was reset is still
 
     @classmethod
     def detach_hidden(cls) -> None:

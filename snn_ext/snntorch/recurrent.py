@@ -390,8 +390,14 @@ class _Recurrent(SequenceNeuron):
 
     def detach_states(self) -> None:
         """Cut the past outputs and the neuron's states from the graph they were computed in."""
-        for name in self.state_names:
-            setattr(self, name, getattr(self, name).detach())
+        if self._foreign:
+            self._detach(self.state_names)
+        else:
+            self._detach(self.state_names[:1])
+            self.neuron.detach_states()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_checked_factor": (None, 0)}  # a copy's factor is another
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         nn.Module._load_from_state_dict(self, *args, **kwargs)

@@ -342,7 +342,9 @@ def test_what_a_neuron_passes_on_is_not_what_it_keeps(what, single, carry):
     leaf = torch.linspace(-2, 3, 12).view(2, 6).requires_grad_()
     x = leaf * 1 if single else (leaf * 1).unsqueeze(0)
     go = sequence.step if single else sequence.run
-    result = go(neuron, x, spike=spike, carry=carry, backend="torch")
+    given = torch.zeros(2, *x.shape[not single :])
+    result = go(neuron, x, tuple(given), spike=spike, carry=carry, backend="torch")
+    assert not {state.data_ptr() for state in result.states} & {state.data_ptr() for state in given}
     kept = [state.clone() for state in result.states]
     for state in result.states:
         state.detach_()

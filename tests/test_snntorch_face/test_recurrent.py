@@ -1166,16 +1166,23 @@ def test_what_the_connection_would_not_hear_is_refused_later_too(connection):
         (lambda m: m.graded_spikes_factor.fill_(2.0), factor),
         (lambda m: m.load_state_dict(loaded), factor),
     ):
-        for ran in (False, True):
+        for loads in (None, 0, 1, 2):  # before it ran; a copy's factor has been written to another number of times
             module = make("LIF", connection)
-            if ran:
+            if loads is not None:
+                for _ in range(loads):
+                    module.load_state_dict(module.state_dict())
                 module.sequence(x)
+                module.detach_states()
+            copied = copy.deepcopy(module)
             change(module)
             before = everything(module)
             for call, given in ((module.step, x[0]), (module.sequence, x)):
                 with pytest.raises(ValueError, match=match):
                     call(given)
             assert unchanged(module, before)
+            change(copied)
+            with pytest.raises(ValueError, match=match):
+                copied.sequence(x)
 
 
 @pytest.mark.parametrize("name", ["StateLeaky", "DeltaLeaky", "LinearLeaky"])

@@ -640,7 +640,7 @@ def test_a_copy_of_a_layer_that_was_reset_draws_a_mask_too(kind):
     module = make(kind, dropout=0.5, init_hidden=True, step_mode=False, range_mode="fixed")
     x = data(kind, 9, 8)[0]
     module(x)
-    module.detach_states(), module.reset_mem()
+    module.detach_states(), module.reset_mem(), module.detach_states()
     file = io.BytesIO()
     torch.save(module, file)
     file.seek(0)
@@ -767,7 +767,11 @@ def trained(module):
     module.threshold = nn.Parameter(torch.tensor(0.3))
 
 
-@pytest.mark.parametrize("change", [reloaded, reassigned, unshifted, written, trained])
+def recounted(module):
+    module.spike_grad.threshold = 0.6
+
+
+@pytest.mark.parametrize("change", [reloaded, reassigned, unshifted, written, trained, recounted])
 def test_another_threshold_is_refused_later_too(change):
     module = LIF(0.75, 0.3, MultiBit(threshold=0.3))
     module.step(torch.ones(2, 3))
