@@ -208,15 +208,24 @@ def outside(path):
         archive.addfile(tarfile.TarInfo("../outside"), io.BytesIO())
 
 
+def linked(path):
+    with tarfile.open(path, "w:gz") as archive:
+        archive.addfile(tarfile.TarInfo("Train/1"), io.BytesIO())
+        link = tarfile.TarInfo("Train/2")
+        link.type, link.linkname = tarfile.SYMTYPE, "1"
+        archive.addfile(link)
+
+
 @pytest.mark.parametrize(
     ("write", "said"),
     [
         (lambda path: path.write_bytes(b"no archive"), "could not be unpacked"),
         (lambda path: path.write_bytes(b""), "could not be unpacked"),
         (lambda path: generated.zipped(path, {"x": b""}), "has no Train in it"),
-        (outside, "could not be unpacked"),
+        (outside, "../outside would be unpacked outside of the folder"),
+        (linked, "Train/2 is neither a file nor a folder"),
     ],
-    ids=["no archive", "empty", "another", "out of the folder"],
+    ids=["no archive", "empty", "another", "out of the folder", "link"],
 )
 def test_an_archive_that_is_not_the_one_leaves_nothing(write, said, tmp_path):
     root = tmp_path / "root"

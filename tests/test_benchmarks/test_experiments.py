@@ -18,6 +18,7 @@ import torch
 from test_benchmarks import generated
 
 from benchmarks import __main__ as command_line
+from benchmarks import machine
 from benchmarks.accuracy import (
     EXPERIMENTS,
     comparison,
@@ -418,6 +419,23 @@ def test_memory_runs_at_once_to_the_same_numbers(monkeypatch, tmp_path):
     one, other = ([{**run, "seconds": 0} for run in each] for each in runs)
     assert one == other
     assert [run["model"] for run in one] == ["LSTM", "snnTorch Leaky"]
+
+
+def test_the_commit_says_what_differs_but_for_results_that_are_being_written(tmp_path, monkeypatch):
+    def git(*asked):
+        settings = ("-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false")
+        subprocess.run(["git", "-C", str(tmp_path), *settings, *asked], check=True, capture_output=True)
+
+    code, result = tmp_path / "benchmarks" / "machine.py", tmp_path / "benchmarks" / "results" / "a.json"
+    monkeypatch.setattr(machine, "__file__", str(code))
+    result.parent.mkdir(parents=True)
+    code.write_text(""), result.write_text("")
+    git("init", "-q"), git("add", "."), git("commit", "-q", "-m", "all")
+    clean = machine.commit()
+    result.write_text("{}")
+    assert re.fullmatch(r"[0-9a-f]{7,}", clean) and machine.commit() == clean
+    code.write_text("changed")
+    assert machine.commit() == f"{clean}+"
 
 
 def test_the_experiments_with_many_runs_are_those_that_take_jobs():
