@@ -1,5 +1,6 @@
-"""The page's tables of accuracy are what the committed results say."""
+"""The page's tables are what the committed results say."""
 
+import itertools
 import json
 import re
 import statistics
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.accuracy import comparison, experiment, initial
+from benchmarks.speed import timing
 
 FOLDER = Path(experiment.__file__).parents[1]
 PAGE = (FOLDER / "README.md").read_text()
@@ -49,11 +51,108 @@ def table(name, tasks, apart):
         yield "| " + " | ".join([model, *("not run" if one is None else cell(one, apart) for one in row)]) + " |"
 
 
+def check(source, made):
+    """Compare with the rows of the page's table that says it is made from there."""
+    held = re.search(rf"<!-- table: made from {re.escape(source)}, .*? -->\n(.*?)\n<!-- end of table -->", PAGE, re.S)
+    made = "\n".join(made)
+    assert held is not None and held[1].split("\n", 2)[2] == made, f"put these rows into benchmarks/README.md:\n{made}"
+
+
 @pytest.mark.parametrize(("name", "tasks", "apart"), [("memory", MEMORY, 0.02), ("digits_784", DIGITS, 0.0)])
 def test_the_tables_of_models_on_tasks(name, tasks, apart):
-    held = re.search(rf"<!-- table: made from results/{name}.json, .*? -->\n(.*?)\n<!-- end of table -->", PAGE, re.S)
-    made = "\n".join(table(name, tasks, apart))
-    assert held is not None and held[1].split("\n", 2)[2] == made, f"put these rows into benchmarks/README.md:\n{made}"
+    check(f"results/{name}.json", table(name, tasks, apart))
+
+
+def times(ratio):
+    """A ratio as the page has it: two digits, bold where ours is slower, with * where it is of one or two rounds."""
+    median, rounds = ratio[1], ratio[3]
+    shown = f"{median:.0f}" if median >= 9.95 else f"{median:#.2g}"
+    return (f"**{shown}**" if median < 1 else shown) + "*" * (rounds < timing.LEAST_ROUNDS)
+
+
+def cases(name, part):
+    """Of a part, in the usual conditions."""
+    runs = result(name)["parts"][part]["runs"]
+    return max((run for run in runs if run["allocator"] == "default"), key=lambda run: run["threads"])["cases"]
+
+
+def some(case, *names):
+    """Those of a case's ratios that were measured."""
+    return ", ".join(times(case["ratios"][name]) for name in names if name in case["ratios"])
+
+
+def line(*cells):
+    """A row."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def layers(name):
+    found = cases(name, "layers")
+    for ratio in found[0]["ratios"]:
+        nonzero = [case["density"].get(ratio.split(" / ")[1]) for case in found]
+        shares = ["" if one is None else f" ({short(one)})" for one in nonzero]
+        yield line(ratio, *(some(case, ratio) + share for case, share in zip(found, shares, strict=True)))
+
+
+def recurrent(name):
+    for case in cases(name, "recurrent"):
+        for label in dict.fromkeys(ratio.split(":")[0] for ratio in case["ratios"]):
+            slows = (
+                ("eager loop",),
+                ("official loop",),
+                ("SpikingJelly container", "SpikingJelly container, steps"),
+                ("nn.LSTM",),
+            )
+            cells = (some(case, *(f"{label}: {slow} / ours" for slow in group)) for group in slows)
+            yield line(f"{case['title']}, {label}", *cells)
+
+
+BASELINES = {
+    "{} as shipped": "",
+    "{} LIF in its place": " (their LIF in its place)",
+    "official loop": " (the released loop)",
+}
+
+
+def networks(name):
+    for case in cases(name, "networks"):
+        if case["title"].startswith("SRC"):
+            continue  # of widths
+        columns = {
+            slow: some(case, *(f"{slow.format(host)} / ours in {host}" for host in ("SpikingJelly", "snnTorch")))
+            for slow in ("eager loop", *BASELINES, "nn.LSTM")
+        }
+        host = next(columns[slow] + said for slow, said in BASELINES.items() if columns[slow])
+        yield line(case["title"], columns["eager loop"], host, columns["nn.LSTM"])
+
+
+def widths(name):
+    found = [case for case in cases(name, "networks") if case["title"].startswith("SRC")]
+    for ratio in found[0]["ratios"]:
+        yield line(ratio, *(some(case, ratio) for case in found))
+
+
+def compiled(name):
+    column = "torch.compile / ours"
+    for case in cases(name, "neurons"):
+        if "compile_seconds" in case:
+            cells = [times(of["ratios"][column]) for of in case["passes"].values()]
+            yield line(case["title"], *cells, f"{case['compile_seconds']:.0f}")
+    for case in cases(name, "networks"):
+        if "compile_seconds" in case:
+            both = some(case, *(f"{column} in {host}" for host in ("SpikingJelly", "snnTorch")))
+            yield line(case["title"], "", both, f"{case['compile_seconds']:.0f}")
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        *itertools.product(["speed", "speed_cuda"], [layers, recurrent, networks, widths]),
+        ("speed", compiled),
+    ],
+)
+def test_the_tables_of_speed(name, part):
+    check(f"results/{name}.json, {part.__name__}", part(name))
 
 
 def rows(section):
