@@ -155,6 +155,25 @@ def test_the_tables_of_speed(name, part):
     check(f"results/{name}.json, {part.__name__}", part(name))
 
 
+def test_the_table_of_operations():
+    made = []
+    for run in result("operations")["runs"]:
+        count = run["count"]
+        nanojoules = count["nanojoules"]
+        made.append(
+            line(
+                run["model"],
+                f"{run['parameters']:,}",
+                short(run["test"]) if run["updates"] else "untrained",
+                f"{count['macs']:,.0f}",
+                f"{count['acs']:,.0f}",
+                f"{nanojoules:,.0f}" if nanojoules >= 9.95 else f"{nanojoules:.1f}",
+                f"{count['dense_nanojoules']:,.0f}",
+            )
+        )
+    check("results/operations.json", made)
+
+
 def rows(section):
     """Of a section's table: label to cells."""
     lines = PAGE.split(section)[1].split("\n##")[0].splitlines()
@@ -182,10 +201,13 @@ def test_the_table_of_fashion():
 
 def test_the_table_of_gated_cells():
     runs, found = result("gated")["runs"], rows("### The gated cells")
+    needed = {row["model"]: row["exact"] for row in result("operations")["committed"]["gated"]}
     assert len(found) == 7
-    for label, (weights, test, *_) in found.items():
-        kept = experiment.reported(runs, model=label.removesuffix(" (32 levels)"))
+    for label, (weights, test, multiplications, of_lstm) in found.items():
+        name = label.removesuffix(" (32 levels)")
+        kept = experiment.reported(runs, model=name)
         assert test == three(kept) and weights == f"{kept[0]['parameters']:,}"
+        assert multiplications == f"{needed[name]:,.0f}" and of_lstm == f"{needed['LSTM'] / needed[name]:.2g}"
 
 
 def test_the_table_of_skip_recurrent_connections():
