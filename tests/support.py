@@ -1,4 +1,4 @@
-"""What the tests share: every neuron of the catalogue in every variant, with data to run it on.
+"""What the tests share: above all every neuron of the catalogue in every variant, with data to run it on.
 
 The helpers run the torch reference unless another backend is asked for.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,13 @@ from snn_ext.core.neuron import Neuron, Parameter, Value
 from snn_ext.core.reference import Result
 from snn_ext.core.surrogate import Surrogate
 from snn_ext.neurons import CATALOGUE, Entry
+
+
+def held(page: str, source: str) -> str:
+    """The table of a page that says it is made from there."""
+    found = re.search(rf"<!-- table: made from {re.escape(source)}, .*? -->\n(.*?)\n<!-- end of table -->", page, re.S)
+    assert found is not None, f"no table is made from {source}"
+    return found[1]
 
 
 def fails_up_to(release: str, why: str = "torch.compile does not follow it there", strict: bool = True) -> Any:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from support import held
 
 from benchmarks.speed import command
 from snn_ext.neurons import CATALOGUE
@@ -72,22 +73,14 @@ def test_snippets_run(snippet, capsys):
         assert names["result"].output.any() and names["values"]["rho"].grad
 
 
-def held(source):
-    """The table of the README that says it is made from there."""
-    found = re.search(
-        rf"<!-- table: made from {re.escape(source)}, .*? -->\n(.*?)\n?<!-- end of table -->", README, re.S
-    )
-    return found and found[1]
-
-
 def test_the_table_of_neurons_is_the_catalogue():
-    assert held("snn_ext.neurons.CATALOGUE") == table(), f"put this table into README.md:\n{table()}"
+    assert held(README, "snn_ext.neurons.CATALOGUE") == table(), f"put this table into README.md:\n{table()}"
 
 
 @pytest.mark.parametrize("source", ["benchmarks/results/speed.json", "benchmarks/results/speed_cuda.json"])
 def test_the_tables_of_speed_are_what_was_measured(source):
     made = command.readme(json.loads((ROOT / source).read_text()))
-    assert held(source) == made, f"put this table into README.md:\n{made}"
+    assert held(README, source) == made, f"put this table into README.md:\n{made}"
 
 
 def test_the_two_commands_are_complete():

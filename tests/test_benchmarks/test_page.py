@@ -2,11 +2,11 @@
 
 import itertools
 import json
-import re
 import statistics
 from pathlib import Path
 
 import pytest
+from support import held
 
 from benchmarks.accuracy import comparison, experiment, initial
 from benchmarks.speed import timing
@@ -53,9 +53,8 @@ def table(name, tasks, apart):
 
 def check(source, made):
     """Compare with the rows of the page's table that says it is made from there."""
-    held = re.search(rf"<!-- table: made from {re.escape(source)}, .*? -->\n(.*?)\n<!-- end of table -->", PAGE, re.S)
     made = "\n".join(made)
-    assert held is not None and held[1].split("\n", 2)[2] == made, f"put these rows into benchmarks/README.md:\n{made}"
+    assert held(PAGE, source).split("\n", 2)[2] == made, f"put these rows into benchmarks/README.md:\n{made}"
 
 
 @pytest.mark.parametrize(("name", "tasks", "apart"), [("memory", MEMORY, 0.02), ("digits_784", DIGITS, 0.0)])
